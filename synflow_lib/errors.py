@@ -1,0 +1,24 @@
+"""Bad input is one clear sentence: what is wrong, where, and what to do."""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+Value = TypeVar("Value")
+
+
+class InputError(ValueError):
+    """Something the user gave cannot be used; the message is one sentence that a person can act on."""
+
+
+def suggest(name: str, choices: Iterable[str]) -> str:
+    """Return "; did you mean 'x'?" where a choice is close to `name`, else the empty string."""
+    close = difflib.get_close_matches(str(name), list(choices), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def lookup(table: Mapping[str, Value], name: str, kind: str) -> Value:
+    """Return `table[name]`, or raise InputError that names the `kind` of thing, the choices and the closest one."""
+    if name in table:
+        return table[name]
+    raise InputError(f"unknown {kind} {name!r}{suggest(name, table)} (known: {', '.join(table)})")

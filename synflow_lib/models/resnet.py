@@ -1,0 +1,67 @@
+"""ResNet-18 for small images (He et al. 2016, the CIFAR stem), and the same network twice as wide."""
+
+import torch
+from torch import nn
+
+from synflow_lib.errors import InputError
+
+
+class BasicBlock(nn.Module):
+    """relu(bn(conv(relu(bn(conv(x))))) + shortcut(x)); a 1x1 convolution is the shortcut where the shape changes."""
+
+    def __init__(self, channels: int, out: int, stride: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, out, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(out)
+        self.conv2 = nn.Conv2d(out, out, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or channels != out:
+            self.shortcut = nn.Sequential(nn.Conv2d(channels, out, 1, stride, bias=False), nn.BatchNorm2d(out))
+
+    def forward(self, x):
+        y = torch.relu(self.bn1(self.conv1(x)))
+        return torch.relu(self.bn2(self.conv2(y)) + self.shortcut(x))
+
+
+class ResNet(nn.Module):
+    """3x3 stem, four stages of two basic blocks with strides 1 2 2 2, global average pool, linear classifier."""
+
+    def __init__(self, channels: int, classes: int, widths: tuple[int, int, int, int]):
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, widths[0], 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(widths[0])
+        blocks, before = [], widths[0]
+        for out, stride in zip(widths, (1, 2, 2, 2), strict=True):
+            blocks += [BasicBlock(before, out, stride), BasicBlock(out, out, 1)]
+            before = out
+        self.blocks = nn.Sequential(*blocks)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.classifier = nn.Linear(before, classes)
+        self.initialise()
+
+    def initialise(self) -> None:
+        """Convolutions kaiming_normal_ over fan_out; the classifier keeps PyTorch's default, BatchNorm is identity."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x):
+        x = torch.relu(self.bn1(self.conv1(x)))
+        return self.classifier(self.pool(self.blocks(x)).flatten(1))
+
+
+def resnet18(input_shape: tuple[int, ...], classes: int, width: float = 1.0) -> ResNet:
+    """ResNet-18: 11,164,352 prunable weights in 21 tensors on CIFAR-10."""
+    if len(input_shape) != 3 or min(input_shape[1:]) < 8:
+        raise InputError(f"resnet18 takes images of at least 8x8, not input shape {tuple(input_shape)}")
+    widths = tuple(max(1, round(size * width)) for size in (64, 128, 256, 512))
+    return ResNet(input_shape[0], classes, widths)
+
+
+def wide_resnet18(input_shape: tuple[int, ...], classes: int, width: float = 1.0) -> ResNet:
+    """ResNet-18 with twice the channels in every layer (a widening factor of 2), about four times the weights.
+
+    Not what was published under this name: see `wide_resnet18_published` in `MODELS`.
+    """
+    return resnet18(input_shape, classes, 2 * width)

@@ -1,0 +1,92 @@
+"""The only file that knows where things lie.
+
+Every folder can be moved with an environment variable: SYNFLOW_HOME (all of them), or one of SYNFLOW_DATA,
+SYNFLOW_RECORDS, SYNFLOW_FIGURES and SYNFLOW_BUILD. They are read at each call, so a test can move them.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from synflow_lib.errors import InputError
+
+
+def home() -> Path:
+    """The project's folder: the checkout this package was installed from, else the current folder."""
+    if "SYNFLOW_HOME" in os.environ:
+        return Path(os.environ["SYNFLOW_HOME"])
+    checkout = Path(__file__).resolve().parents[1]
+    return checkout if (checkout / "notebooks").is_dir() else Path.cwd()
+
+
+def _folder(variable: str, *default: str) -> Path:
+    return Path(os.environ[variable]) if variable in os.environ else home().joinpath(*default)
+
+
+def data() -> Path:
+    """Data sets, one safetensors file each (not in git)."""
+    return _folder("SYNFLOW_DATA", "data")
+
+
+def records() -> Path:
+    """One JSON file per run of the benchmark (not in git)."""
+    return _folder("SYNFLOW_RECORDS", "data", "records")
+
+
+def figures() -> Path:
+    """What the notebooks draw, as SVG and PNG."""
+    return _folder("SYNFLOW_FIGURES", "figures")
+
+
+def build() -> Path:
+    """Executed chapters and their index (not in git)."""
+    return _folder("SYNFLOW_BUILD", "build")
+
+
+def reference() -> Path:
+    """The numbers that the paper's authors published, as CSV."""
+    return home() / "data" / "reference"
+
+
+def results() -> Path:
+    """Our own results: small CSV files, reviewed and committed."""
+    return home() / "data" / "results"
+
+
+def notebooks() -> Path:
+    """The chapters."""
+    return home() / "notebooks"
+
+
+def shown(path: Path) -> str:
+    """`path` as a person would write it: relative to the current folder where it lies below it."""
+    path = Path(path).absolute()
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+@contextmanager
+def replacing(target: Path) -> Iterator[Path]:
+    """Give a temporary path beside `target`; when the block succeeds it is renamed to `target`, else removed.
+
+    A reader never sees half a file, and two writers never share a temporary name. Raises InputError, naming
+    the file and the reason, when the disk is full or the folder cannot be written.
+    """
+    target = Path(target)
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        partial.replace(target)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise InputError(f"cannot write {shown(target)}: {reason}; free some space or choose another folder") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def require_writable(folder: Path) -> None:
+    """Raise InputError unless files can be made in `folder`; called before work whose result will go there."""
+    with replacing(Path(folder) / "write-test") as probe:
+        probe.touch()
+    (Path(folder) / "write-test").unlink(missing_ok=True)
