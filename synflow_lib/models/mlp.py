@@ -1,6 +1,7 @@
 """Fully connected networks: the smallest place where the conservation laws can be seen."""
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from math import prod
 
 from torch import nn
@@ -20,6 +21,6 @@ def mlp(
     """
     sizes = [prod(input_shape), *(max(1, round(units * width)) for units in hidden)]
     layers: list[nn.Module] = [nn.Flatten()]
-    for fan_in, fan_out in zip(sizes, sizes[1:], strict=False):
+    for fan_in, fan_out in pairwise(sizes):
         layers += [nn.Linear(fan_in, fan_out, bias=bias), activation()]
     return nn.Sequential(*layers, nn.Linear(sizes[-1], classes, bias=bias))

@@ -1,0 +1,45 @@
+"""Scores, masks, Algorithm 1 and layer-collapse, for any `nn.Module`."""
+
+from synflow_lib.pruning.collapse import connected, critical_compression
+from synflow_lib.pruning.masks import Masks, apply_masks, check_masks
+from synflow_lib.pruning.prune import SCOPES, check_compression, keep_best, number_kept, prune, rho_max
+from synflow_lib.pruning.saliency import (
+    NEEDS_DATA,
+    SALIENCIES,
+    grasp,
+    loss_saliency,
+    magnitude,
+    prunable,
+    random,
+    snip,
+    synaptic_saliency,
+    synflow,
+)
+from synflow_lib.pruning.schedule import SCHEDULES, exponential, linear
+
+__all__ = [
+    "NEEDS_DATA",
+    "SALIENCIES",
+    "SCHEDULES",
+    "SCOPES",
+    "Masks",
+    "apply_masks",
+    "check_compression",
+    "check_masks",
+    "connected",
+    "critical_compression",
+    "exponential",
+    "grasp",
+    "keep_best",
+    "linear",
+    "loss_saliency",
+    "magnitude",
+    "number_kept",
+    "prunable",
+    "prune",
+    "random",
+    "rho_max",
+    "snip",
+    "synaptic_saliency",
+    "synflow",
+]

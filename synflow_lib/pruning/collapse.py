@@ -1,0 +1,121 @@
+"""Where a network breaks: layer-collapse, critical compression, and whether any signal still passes."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from synflow_lib.errors import InputError, lookup
+from synflow_lib.pruning.masks import Masks, check_masks
+from synflow_lib.pruning.prune import prune, rho_max
+from synflow_lib.pruning.saliency import BATCH_NORM, SALIENCIES, Scores, forward, masked_state, scoring_mode
+
+NORMALISATION = (
+    BATCH_NORM,
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.LocalResponseNorm,
+    nn.modules.instancenorm._InstanceNorm,
+)
+
+
+def connected(model: nn.Module, masks: Mapping[str, Tensor], input_shape: Sequence[int]) -> bool:
+    """Whether some path of kept weights leads from some input to some output.
+
+    Weights become 0 or 1, biases 0 and normalisation the identity; a path exists exactly where the output has a
+    gradient with respect to an input of ones. Residual sums, concatenations and shortcuts need no special case. The
+    output of each layer is divided by its largest value, so depth does not overflow. Raises InputError for masks of
+    another model or an input shape that the model cannot take.
+    """
+    check_masks(model, masks)
+    parameters = dict(model.named_parameters())
+    state = {name: t.double() if t.is_floating_point() else t for name, t in masked_state(model, None).items()}
+    for name in parameters:
+        if name in masks:
+            state[name] = masks[name].to(state[name])
+        elif name.endswith("bias"):
+            state[name] = torch.zeros_like(state[name])
+        else:
+            state[name] = state[name].abs()
+    device = next(iter(parameters.values())).device
+    x = torch.ones(1, *input_shape, dtype=torch.float64, device=device, requires_grad=True)
+    with _path_counting(model), scoring_mode(model, False), torch.enable_grad():
+        (gradient,) = torch.autograd.grad(forward(model, state, x).sum(), x, allow_unused=True, materialize_grads=True)
+    return bool((gradient != 0).any())
+
+
+class _path_counting:
+    """Hooks that make normalisation the identity and keep the number of paths within range; gone on exit."""
+
+    def __init__(self, model: nn.Module):
+        self.model = model
+        self.handles: list = []
+
+    def __enter__(self) -> None:
+        for module in self.model.modules():
+            if isinstance(module, NORMALISATION):
+                self.handles.append(module.register_forward_hook(lambda _, inputs, output: inputs[0]))
+            elif isinstance(module, nn.Linear | nn.modules.conv._ConvNd):
+                self.handles.append(module.register_forward_hook(self._scaled))
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+    @staticmethod
+    def _scaled(_: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
+        largest = output.detach().abs().max()
+        return output / torch.where(largest > 0, largest, 1)
+
+
+def critical_compression(
+    model: nn.Module,
+    method: str | Callable[..., Scores],
+    *,
+    criterion: str = "layer",
+    input_shape: Sequence[int] | None = None,
+    tolerance: float = 0.01,
+    iterations: int | None = None,
+    **options: object,
+) -> float:
+    """rho_cr: the largest compression that `method` reaches without layer-collapse, found by bisection.
+
+    `criterion` "layer" is the paper's definition (no layer without weights); "signal" asks that input and output stay
+    connected, which is the one that matters in residual networks. `tolerance` is in log10 rho. Collapse is taken to
+    be monotone in rho, which holds exactly for the "layer" criterion of a single-shot method (there the scores are
+    computed once). The other arguments are those of `prune`. Never above `rho_max(model)`.
+    """
+    lookup(dict.fromkeys(("layer", "signal")), criterion, "criterion")
+    if criterion == "signal" and input_shape is None:
+        raise InputError("criterion 'signal' follows the signal from an input: pass input_shape=(3, 32, 32) or alike")
+    iterations = (100 if method == "synflow" else 1) if iterations is None else iterations
+    if iterations == 1:
+        method = _scored_once(method, model)
+    attempt = partial(prune, model, method, input_shape=input_shape, iterations=iterations, **options)
+
+    def survives(log10: float) -> bool:
+        masks = attempt(min(10**log10, rho_max(model)))
+        return not masks.collapsed() if criterion == "layer" else connected(model, masks, input_shape)
+
+    low, high = 0.0, math.log10(rho_max(model))
+    if survives(high):
+        return rho_max(model)
+    while high - low > tolerance:
+        middle = (low + high) / 2
+        low, high = (middle, high) if survives(middle) else (low, middle)
+    return 10**low
+
+
+def _scored_once(method: str | Callable[..., Scores], model: nn.Module) -> Callable[..., Scores]:
+    """The same saliency, computed at the first call only."""
+    score = method if callable(method) else lookup(SALIENCIES, method, "pruning method")
+    known: list[Scores] = []
+
+    def cached(model: nn.Module, masks: Masks, **options: object) -> Scores:
+        if not known:
+            known.append(score(model, masks, **options))
+        return known[0]
+
+    return cached

@@ -1,0 +1,300 @@
+"""The scores: what every weight is worth, as pure functions of a model that never change it.
+
+Synaptic saliency (Tanaka et al. 2020, eq. 1) is S(theta) = dR/dtheta * theta, elementwise, for a scalar R of the
+network's output. Every function takes any `nn.Module` and returns one tensor per prunable weight, the more worth
+keeping the higher. `SALIENCIES` is the table of them; add your own function with the same signature, or hand it to
+`prune` as it is.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from synflow_lib.errors import InputError
+
+Batches = Sequence[tuple[Tensor, Tensor]]
+Scores = dict[str, Tensor]
+BATCH_NORM = nn.modules.batchnorm._BatchNorm
+CONVOLUTION = nn.modules.conv._ConvNd
+
+
+def prunable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the weights that are pruned: those of every convolution and linear map, in the model's order.
+
+    Biases, normalisation and embeddings are not; shortcut convolutions, attention and the classifier are. A weight
+    that two layers share counts once. Raises InputError where there is none.
+    """
+    found: dict[str, nn.Parameter] = {}
+    for prefix, module in model.named_modules():
+        attribute = "in_proj_weight" if isinstance(module, nn.MultiheadAttention) else "weight"
+        linear = isinstance(module, nn.Linear | CONVOLUTION | nn.MultiheadAttention)
+        weight = module._parameters.get(attribute) if linear else None
+        if weight is not None and not any(weight is known for known in found.values()):
+            found[f"{prefix}.{attribute}" if prefix else attribute] = weight
+    if not found:
+        hint = (
+            " (undo torch.nn.utils.prune first?)"
+            if any("weight_orig" in n for n, _ in model.named_parameters())
+            else ""
+        )
+        raise InputError(f"{type(model).__name__} has no convolution or linear layer with a weight to prune{hint}")
+    return found
+
+
+@contextmanager
+def scoring_mode(model: nn.Module, train_mode: bool) -> Iterator[None]:
+    """Score without dropout; BatchNorm uses its running statistics, or the batch's own where `train_mode`."""
+    before = {module: module.training for module in model.modules()}
+    try:
+        model.eval()
+        for module in model.modules():
+            if train_mode and isinstance(module, BATCH_NORM):
+                module.train()
+        yield
+    finally:
+        for module, training in before.items():
+            module.training = training
+
+
+def masked_state(model: nn.Module, masks: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+    """Return copies of all parameters and buffers, the masked weights multiplied by their masks."""
+    state = {name: tensor.detach().clone() for name, tensor in (*model.named_parameters(), *model.named_buffers())}
+    for name, mask in (masks or {}).items():
+        state[name] *= mask
+    return state
+
+
+def forward(model: nn.Module, state: dict[str, Tensor], x: Tensor) -> Tensor:
+    """Return the output of `model` for `x` with `state` in place of its own parameters and buffers.
+
+    Raises InputError where the model cannot take an input of that shape, or gives something else than a tensor.
+    """
+    try:
+        output = functional_call(model, state, (x,))
+    except (RuntimeError, ValueError, AssertionError, IndexError) as error:
+        if "out of memory" in str(error):
+            raise
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(f"{type(model).__name__} cannot take an input of shape {tuple(x.shape)}: {reason}") from error
+    if not isinstance(output, Tensor):
+        raise InputError(f"{type(model).__name__} must return one tensor to be scored, not {type(output).__name__}")
+    return output
+
+
+def _leaves(model: nn.Module, state: dict[str, Tensor], parameters: Iterable[str] | None) -> dict[str, Tensor]:
+    names = list(parameters) if parameters is not None else list(prunable(model))
+    return {name: state[name].requires_grad_() for name in names}
+
+
+def _like(model: nn.Module) -> Tensor:
+    """A tensor that has the device and the floating-point type of the model's weights."""
+    return next(iter(prunable(model).values())).detach()
+
+
+def _checked(model: nn.Module, batches: Batches | None, method: str) -> list[tuple[Tensor, Tensor]]:
+    """The batches on the model's device and in its dtype; raises InputError for anything that is no such batch."""
+    if not batches:
+        raise InputError(f"{method} scores weights on data: pass batches=[(images, labels), ...]")
+    like, checked = _like(model), []
+    for batch in batches:
+        if not (isinstance(batch, tuple | list) and len(batch) == 2 and all(isinstance(t, Tensor) for t in batch)):
+            raise InputError(f"batches must be a sequence of (images, labels) tensors, not of {type(batch).__name__}")
+        images, labels = batch
+        if labels.ndim != 1 or len(labels) != len(images) or labels.is_floating_point() or len(labels) == 0:
+            raise InputError(
+                f"labels must be integers of shape [B] for images [B, ...], not {labels.dtype} {tuple(labels.shape)} "
+                f"for images {tuple(images.shape)}"
+            )
+        checked.append((images.to(like), labels.to(like.device).long()))
+    return checked
+
+
+def _loss(model: nn.Module, state: dict[str, Tensor], images: Tensor, labels: Tensor, weight: float) -> Tensor:
+    outputs = forward(model, state, images)
+    if outputs.ndim != 2 or int(labels.max()) >= outputs.shape[1] or int(labels.min()) < 0:
+        raise InputError(
+            f"labels from {int(labels.min())} to {int(labels.max())} do not fit outputs of shape {tuple(outputs.shape)}"
+        )
+    return weight * F.cross_entropy(outputs, labels)
+
+
+def _weighted(batches: list[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor, float]]:
+    total = sum(len(labels) for _, labels in batches)
+    return ((images, labels, len(labels) / total) for images, labels in batches)
+
+
+def loss_saliency(
+    model: nn.Module, masks: Mapping[str, Tensor] | None = None, *, batches: Batches | None = None,
+    train_mode: bool = False, parameters: Iterable[str] | None = None, **_: object,
+) -> Scores:  # fmt: skip
+    """Signed synaptic saliency of the mean cross entropy over `batches`: dL/dtheta * theta.
+
+    The negative of Skeletonization's score (Mozer and Smolensky 1989); its absolute value is SNIP's. `parameters`
+    names what is scored (default: the prunable weights). Raises InputError for missing or misshapen batches.
+    """
+    checked = _checked(model, batches, "this saliency")
+    state = masked_state(model, masks)
+    leaves = _leaves(model, state, parameters)
+    total = {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
+    with scoring_mode(model, train_mode), torch.enable_grad():
+        for images, labels, weight in _weighted(checked):
+            gradients = torch.autograd.grad(_loss(model, state, images, labels, weight), list(leaves.values()))
+            for sum_, gradient in zip(total.values(), gradients, strict=True):
+                sum_ += gradient
+    return {name: (total[name] * leaf).detach() for name, leaf in leaves.items()}
+
+
+def snip(
+    model: nn.Module,
+    masks: Mapping[str, Tensor] | None = None,
+    *,
+    batches: Batches | None = None,
+    **options: object,
+) -> Scores:
+    """SNIP's connection sensitivity |dL/dtheta * theta| (Lee et al. 2019), the gradient averaged over `batches`.
+
+    As in the SynFlow benchmark it is not divided by its sum, which changes no ranking. Raises InputError for missing
+    or misshapen batches.
+    """
+    return {name: score.abs() for name, score in loss_saliency(model, masks, batches=batches, **options).items()}
+
+
+def grasp(
+    model: nn.Module, masks: Mapping[str, Tensor] | None = None, *, batches: Batches | None = None,
+    train_mode: bool = False, parameters: Iterable[str] | None = None, temperature: float = 1.0, **_: object,
+) -> Scores:  # fmt: skip
+    """GraSP (Wang et al. 2020): theta * Hg, where g is the gradient of the loss and H its Hessian.
+
+    The paper's score is -theta * Hg and its highest are removed, so here the highest theta * Hg are kept: their
+    removal would reduce the gradient's norm most. The published SynFlow curves kept the lowest (ERRATA 4); that is
+    `prune(..., invert=True)`. `temperature` divides the outputs (200 in the GraSP authors' code, 1 here as in the
+    benchmark). H g is g differentiated once more along a frozen g; g and H are over `parameters`, by default the
+    prunable weights. Raises InputError for missing or misshapen batches.
+    """
+    checked = _checked(model, batches, "grasp")
+    state = masked_state(model, masks)
+    leaves = _leaves(model, state, parameters)
+    values = list(leaves.values())
+    gradient = [torch.zeros_like(leaf) for leaf in values]
+    product = [torch.zeros_like(leaf) for leaf in values]
+
+    def loss(images: Tensor, labels: Tensor, weight: float) -> Tensor:
+        outputs = forward(model, state, images) / temperature
+        if outputs.ndim != 2 or int(labels.max()) >= outputs.shape[1] or int(labels.min()) < 0:
+            return _loss(model, state, images, labels, weight)  # raises the sentence that says so
+        return weight * F.cross_entropy(outputs, labels)
+
+    with scoring_mode(model, train_mode), torch.enable_grad():
+        for images, labels, weight in _weighted(checked):
+            for sum_, part in zip(gradient, torch.autograd.grad(loss(images, labels, weight), values), strict=True):
+                sum_ += part
+        for images, labels, weight in _weighted(checked):
+            parts = torch.autograd.grad(loss(images, labels, weight), values, create_graph=True)
+            along = sum((part * frozen).sum() for part, frozen in zip(parts, gradient, strict=True))
+            for sum_, part in zip(product, torch.autograd.grad(along, values), strict=True):
+                sum_ += part
+    return {name: (leaf * part).detach() for (name, leaf), part in zip(leaves.items(), product, strict=True)}
+
+
+def synflow(
+    model: nn.Module, masks: Mapping[str, Tensor] | None = None, *, input_shape: Sequence[int] | None = None,
+    train_mode: bool = False, parameters: Iterable[str] | None = None, **_: object,
+) -> Scores:  # fmt: skip
+    """SynFlow (Tanaka et al. 2020, eq. 3): saliency of R = 1' (prod_l |theta_l|) 1, one input of ones, no data.
+
+    All parameters enter with their absolute value, biases too. Running means are taken as zero: they are data, and
+    with them R would no longer be a sum of positive paths (at initialisation they are zero). Where float32 cannot
+    hold R the scores are computed, and returned, in float64. Raises InputError without `input_shape` (C, H, W), and
+    where float64 overflows too.
+    """
+    if input_shape is None:
+        raise InputError(
+            "synflow needs the shape of one input without the batch: pass input_shape=(3, 32, 32) or alike"
+        )
+    like = _like(model)
+    for dtype in dict.fromkeys((like.dtype, torch.float64)):
+        state = _absolute(model, masks, dtype)
+        leaves = _leaves(model, state, parameters)
+        with scoring_mode(model, train_mode), torch.enable_grad():
+            ones = torch.ones(1, *input_shape, dtype=dtype, device=like.device)
+            flow = forward(model, state, ones).sum()
+            gradients = torch.autograd.grad(flow, list(leaves.values()), allow_unused=True, materialize_grads=True)
+        scores = {name: (leaf * g).detach() for (name, leaf), g in zip(leaves.items(), gradients, strict=True)}
+        if flow > 0 and all(bool(score.isfinite().all()) for score in scores.values()):
+            return scores
+        if flow == 0 and dtype == torch.float64:
+            return scores  # truly cut in two: no path, no flow
+    raise InputError(
+        f"the synaptic flow of {type(model).__name__} is {float(flow)} even in float64: scale its weights down"
+    )
+
+
+def _absolute(model: nn.Module, masks: Mapping[str, Tensor] | None, dtype: torch.dtype) -> dict[str, Tensor]:
+    parameters = dict(model.named_parameters())
+    state = masked_state(model, masks)
+    for name, tensor in state.items():
+        tensor = tensor.to(dtype) if tensor.is_floating_point() else tensor
+        if name in parameters:
+            tensor = tensor.abs()
+        elif name.rpartition(".")[2] == "running_mean":
+            tensor = torch.zeros_like(tensor)
+        state[name] = tensor
+    return state
+
+
+def magnitude(
+    model: nn.Module,
+    masks: Mapping[str, Tensor] | None = None,
+    *,
+    parameters: Iterable[str] | None = None,
+    **_: object,
+) -> Scores:
+    """The magnitude |theta| of each weight (Janowsky 1989; Han et al. 2015)."""
+    state = masked_state(model, masks)
+    return {name: leaf.detach().abs() for name, leaf in _leaves(model, state, parameters).items()}
+
+
+def random(
+    model: nn.Module, masks: Mapping[str, Tensor] | None = None, *, seed: int = 0,
+    parameters: Iterable[str] | None = None, **_: object,
+) -> Scores:  # fmt: skip
+    """A uniform number in [0, 1) per weight, drawn on the CPU, so that one `seed` gives one mask on every device."""
+    generator = torch.Generator().manual_seed(seed)
+    scores = {}
+    for name, leaf in _leaves(model, masked_state(model, None), parameters).items():
+        drawn = torch.rand(leaf.shape, generator=generator, dtype=torch.float64)
+        # 0 is what a pruned weight scores, so a live one scores above it.
+        scores[name] = ((1 - drawn) * (masks[name].cpu() if masks else 1)).to(leaf.device)
+    return scores
+
+
+SALIENCIES: dict[str, Callable[..., Scores]] = {
+    "random": random,
+    "magnitude": magnitude,
+    "snip": snip,
+    "grasp": grasp,
+    "synflow": synflow,
+}
+NEEDS_DATA = frozenset({"snip", "grasp"})
+
+
+def synaptic_saliency(
+    model: nn.Module, x: Tensor, scalar: Callable[[Tensor], Tensor] = torch.sum, *,
+    masks: Mapping[str, Tensor] | None = None, train_mode: bool = False, parameters: Iterable[str] | None = None,
+) -> Scores:  # fmt: skip
+    """S = dR/dtheta * theta for any scalar R = `scalar`(outputs) of the input `x` (Tanaka et al. 2020, eq. 1).
+
+    Signed, in the model's dtype, for all parameters (default) or those named. The general form that the theory
+    chapters need; the model must take `x`, else InputError.
+    """
+    state = masked_state(model, masks)
+    names = parameters if parameters is not None else [name for name, _ in model.named_parameters()]
+    leaves = _leaves(model, state, names)
+    with scoring_mode(model, train_mode), torch.enable_grad():
+        objective = scalar(forward(model, state, x))
+        gradients = torch.autograd.grad(objective, list(leaves.values()), allow_unused=True, materialize_grads=True)
+    return {name: (leaf * g).detach() for (name, leaf), g in zip(leaves.items(), gradients, strict=True)}
