@@ -1,0 +1,20 @@
+"""Data sets: one verified file each, whole on the device, augmented there."""
+
+from synflow_lib.data.catalogue import describe, load, prepare
+from synflow_lib.data.loader import crop_flip, normalise, scoring_batches, test_batches, train_batches
+from synflow_lib.data.specs import DATASETS, DatasetSpec
+from synflow_lib.data.store import Dataset
+
+__all__ = [
+    "DATASETS",
+    "Dataset",
+    "DatasetSpec",
+    "crop_flip",
+    "describe",
+    "load",
+    "normalise",
+    "prepare",
+    "scoring_batches",
+    "test_batches",
+    "train_batches",
+]
