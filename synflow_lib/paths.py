@@ -82,7 +82,8 @@ def replacing(target: Path) -> Iterator[Path]:
         reason = error.strerror or str(error)
         raise InputError(f"cannot write {shown(target)}: {reason}; free some space or choose another folder") from error
     finally:
-        partial.unlink(missing_ok=True)
+        if partial.exists():
+            partial.unlink()
 
 
 def require_writable(folder: Path) -> None:

@@ -85,7 +85,8 @@ def critical_compression(
     `criterion` "layer" is the paper's definition (no layer without weights); "signal" asks that input and output stay
     connected, which is the one that matters in residual networks. `tolerance` is in log10 rho. Collapse is taken to
     be monotone in rho, which holds exactly for the "layer" criterion of a single-shot method (there the scores are
-    computed once). The other arguments are those of `prune`. Never above `rho_max(model)`.
+    computed once). The other arguments are those of `prune`. Returns the ratio
+    that the surviving masks really have, never above `rho_max(model)`.
     """
     lookup(dict.fromkeys(("layer", "signal")), criterion, "criterion")
     if criterion == "signal" and input_shape is None:
@@ -95,17 +96,21 @@ def critical_compression(
         method = _scored_once(method, model)
     attempt = partial(prune, model, method, input_shape=input_shape, iterations=iterations, **options)
 
-    def survives(log10: float) -> bool:
+    def reached(log10: float) -> float | None:
         masks = attempt(min(10**log10, rho_max(model)))
-        return not masks.collapsed() if criterion == "layer" else connected(model, masks, input_shape)
+        survives = connected(model, masks, input_shape) if criterion == "signal" else not masks.collapsed()
+        return masks.compression if survives else None
 
-    low, high = 0.0, math.log10(rho_max(model))
-    if survives(high):
-        return rho_max(model)
+    low, high, critical = 0.0, math.log10(rho_max(model)), 1.0
+    if (highest := reached(high)) is not None:
+        return highest
     while high - low > tolerance:
         middle = (low + high) / 2
-        low, high = (middle, high) if survives(middle) else (low, middle)
-    return 10**low
+        if (compression := reached(middle)) is not None:
+            low, critical = middle, compression
+        else:
+            high = middle
+    return critical
 
 
 def _scored_once(method: str | Callable[..., Scores], model: nn.Module) -> Callable[..., Scores]:

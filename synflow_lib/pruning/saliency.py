@@ -229,7 +229,7 @@ def synflow(
         if flow == 0 and dtype == torch.float64:
             return scores  # truly cut in two: no path, no flow
     raise InputError(
-        f"the synaptic flow of {type(model).__name__} is {float(flow)} even in float64: scale its weights down"
+        f"the synaptic flow of {type(model).__name__} is {float(flow.detach())} even in float64: scale its weights down"
     )
 
 

@@ -1,0 +1,117 @@
+"""Connectivity is that of the graph of weights, and critical compression is where the layers give out."""
+
+import pytest
+import torch
+from torch import nn
+from toys import NETWORKS, SHAPE, batches, conv_chain, mlp, residual
+
+from synflow_lib.errors import InputError
+from synflow_lib.pruning import Masks, connected, critical_compression, prunable, prune, rho_max
+
+
+def full(model):
+    return {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in prunable(model).items()}
+
+
+def without(model, *names):
+    return Masks({name: mask & (name not in names) for name, mask in full(model).items()})
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_a_whole_network_is_connected_and_is_left_as_it_was(network):
+    model = NETWORKS[network]().train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    assert connected(model, without(model), SHAPE)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert all(module.training and not module._forward_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("network", ["mlp", "conv_chain"])
+def test_a_chain_is_cut_by_any_empty_layer(network):
+    model = NETWORKS[network]()
+    assert not any(connected(model, without(model, name), SHAPE) for name in prunable(model))
+
+
+def test_a_residual_network_survives_the_loss_of_a_branch_but_not_of_both():
+    model = residual()
+    assert connected(model, without(model, "inner.weight", "outer.weight"), SHAPE)
+    assert connected(model, without(model, "shortcut.weight"), SHAPE)
+    assert connected(model, without(model, "last.weight"), SHAPE)
+    assert not connected(model, without(model, "last.weight", "shortcut.weight"), SHAPE)
+    assert not connected(model, without(model, "stem.weight"), SHAPE)
+
+
+def test_layers_with_weights_that_do_not_meet_are_cut():
+    model = mlp(sizes=(192, 4, 3))
+    masks = {name: torch.zeros_like(mask) for name, mask in full(model).items()}
+    masks["1.weight"][0, 0] = masks["3.weight"][1, 1] = masks["5.weight"][2, 1] = True
+    assert not Masks(masks).collapsed() and not connected(model, masks, SHAPE)
+    masks["3.weight"][1, 0] = True
+    assert connected(model, masks, SHAPE)
+
+
+def test_connectivity_agrees_with_a_walk_over_the_weights():
+    model = mlp(sizes=(192, 6, 6, 6), bias=True)
+    verdicts = set()
+    for seed in range(40):
+        masks = prune(model, "random", 192 * 6 / 25, seed=seed)
+        reach = torch.ones(192, dtype=torch.bool)
+        for mask in masks.values():
+            reach = (mask & reach).any(1)
+        verdicts.add(bool(reach.any()))
+        assert connected(model, masks, SHAPE) == bool(reach.any()), seed
+    assert verdicts == {True, False}
+
+
+def test_depth_does_not_hide_a_path():
+    deep = mlp(bias=False, sizes=(192, *(30,) * 300))
+    assert connected(deep, without(deep), SHAPE)
+    assert not connected(deep, without(deep, "301.weight"), SHAPE)
+
+
+def test_zero_batch_norm_scales_do_not_look_like_a_cut():
+    model = conv_chain()
+    nn.init.zeros_(model[1].weight)
+    assert connected(model, without(model), SHAPE)
+
+
+@pytest.mark.parametrize("method", ["random", "magnitude", "snip"])
+def test_critical_compression_is_where_the_first_layer_empties(method):
+    model = conv_chain()
+    options = {"batches": batches(), "input_shape": SHAPE}
+    critical = critical_compression(model, method, tolerance=1e-3, **options)
+    assert 1 <= critical < rho_max(model)
+    masks = prune(model, method, critical, **options)
+    assert not masks.collapsed() and masks.compression == critical
+    assert prune(model, method, masks.total / (masks.kept - 1), **options).collapsed()
+
+
+def test_the_bisection_finds_the_rank_of_the_weakest_layers_best_weight():
+    # Single-shot: the network collapses as soon as the layer whose best score is lowest loses that weight.
+    model = mlp()
+    scores = torch.cat([weight.detach().abs().flatten() for weight in prunable(model).values()])
+    weakest = min(weight.detach().abs().max() for weight in prunable(model).values())
+    exact = len(scores) / int((scores >= weakest).sum())
+    assert critical_compression(model, "magnitude", tolerance=1e-4) == pytest.approx(exact, rel=1e-3)
+
+
+def test_synflow_with_enough_iterations_has_maximal_critical_compression():
+    model = mlp(sizes=(192, 4, 3), bias=False)
+    weights = prunable(model)
+    removed = sum(weight.numel() for weight in weights.values()) - len(weights)
+    critical = critical_compression(model, "synflow", input_shape=SHAPE, iterations=4 * removed)
+    assert critical == rho_max(model)
+
+
+def test_the_signal_criterion_is_never_reached_before_the_layers_of_a_chain_are_whole():
+    model = conv_chain()
+    layer = critical_compression(model, "random", input_shape=SHAPE)
+    signal = critical_compression(model, "random", criterion="signal", input_shape=SHAPE)
+    assert signal <= layer * 10**0.01
+
+
+def test_a_criterion_that_cannot_be_used_gives_one_sentence():
+    with pytest.raises(InputError, match="unknown criterion 'paths'"):
+        critical_compression(mlp(), "random", criterion="paths")
+    with pytest.raises(InputError, match="pass input_shape"):
+        critical_compression(mlp(), "random", criterion="signal")

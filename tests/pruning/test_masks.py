@@ -1,0 +1,117 @@
+"""Masks are values: counted, saved, shuffled, refused where they do not belong."""
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from toys import NETWORKS, conv_chain, mlp, residual
+
+from synflow_lib.errors import InputError
+from synflow_lib.pruning import Masks, apply_masks, prunable, prune
+
+
+@pytest.fixture
+def masks():
+    return prune(residual(), "random", 3)
+
+
+def same(first, second):
+    return list(first) == list(second) and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_counts_agree_with_the_tensors(masks):
+    kept, total = (
+        sum(int(x) for x in column) for column in zip(*((m.sum(), m.numel()) for m in masks.values()), strict=True)
+    )
+    assert (masks.kept, masks.total) == (kept, total)
+    assert masks.compression == total / kept and masks.density == kept / total
+    table = masks.layers()
+    assert table["kept"].sum() == kept and table["size"].sum() == total
+    assert table["layer"].tolist() == [name.removesuffix(".weight") for name in masks]
+
+
+def test_only_zero_and_one_make_a_mask():
+    assert Masks({"a": torch.tensor([0.0, 1.0])})["a"].tolist() == [False, True]
+    with pytest.raises(InputError, match="other than 0 and 1"):
+        Masks({"a": torch.tensor([0.0, 0.5])})
+    with pytest.raises(TypeError):
+        Masks({"a": torch.ones(2)})["a"] = torch.zeros(2)
+
+
+def test_collapsed_names_the_layers_that_lost_everything(masks):
+    assert masks.collapsed() == []
+    emptied = Masks({name: mask & (name != "shortcut.weight") for name, mask in masks.items()})
+    assert emptied.collapsed() == ["shortcut"]
+    assert Masks({"a": torch.zeros(3)}).compression == float("inf")
+
+
+def test_apply_masks_sets_pruned_weights_to_zero_and_leaves_the_rest(masks):
+    model, twin = residual(), residual()
+    with torch.no_grad():
+        model.stem.weight[~masks["stem.weight"]] = torch.inf  # even what a product could not clear
+    assert apply_masks(model, masks) is model
+    for name, weight in prunable(model).items():
+        assert torch.equal(weight, prunable(twin)[name] * masks[name])
+    assert torch.equal(model.stem.bias, twin.stem.bias)
+
+
+def test_masks_survive_a_file_in_the_order_of_the_model(masks, tmp_path):
+    path = masks.save(tmp_path / "new folder" / "masks.safetensors")
+    assert same(Masks.load(path), masks)
+    assert [file.name for file in path.parent.iterdir()] == ["masks.safetensors"]
+
+
+def test_a_file_that_holds_no_masks_gives_one_sentence(masks, tmp_path):
+    with pytest.raises(InputError, match="there is no mask file"):
+        Masks.load(tmp_path / "absent.safetensors")
+    path = masks.save(tmp_path / "masks.safetensors")
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(InputError, match="is no mask file, or is damaged"):
+        Masks.load(path)
+    save_file({"a": torch.ones(2)}, tmp_path / "weights.safetensors")
+    with pytest.raises(InputError, match="holds no masks"):
+        Masks.load(tmp_path / "weights.safetensors")
+
+
+def test_a_folder_that_cannot_be_written_gives_one_sentence(masks, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="cannot write"):
+        masks.save(tmp_path / "file" / "masks.safetensors")
+
+
+def test_masks_of_another_model_are_refused_before_anything_changes(masks):
+    model = conv_chain()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(InputError, match="belong to another model"):
+        apply_masks(model, masks)
+    narrow = Masks({name: mask[:1] if name == "0.weight" else mask for name, mask in prune(model, "random", 2).items()})
+    with pytest.raises(InputError, match="has shape"):
+        apply_masks(model, narrow)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_shuffling_keeps_the_number_in_every_layer_and_moves_the_places(masks):
+    shuffled = masks.shuffled(seed=1)
+    assert shuffled.layers().equals(masks.layers())
+    assert same(shuffled, masks.shuffled(seed=1)) and not same(shuffled, masks.shuffled(seed=2))
+    assert not any(torch.equal(shuffled[name], masks[name]) for name in masks)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_masks_go_to_torch_prune_and_back(network):
+    model = NETWORKS[network]()
+    masks = prune(model, "random", 3)
+    masks.to_torch_prune(model)
+    x = torch.ones(1, 3, 8, 8).double()
+    expected = apply_masks(NETWORKS[network](), masks).eval()(x)
+    assert torch.equal(model.eval()(x), expected)
+    assert same(Masks.from_torch_prune(model), masks)
+
+
+def test_a_model_without_torch_masks_gives_one_sentence():
+    with pytest.raises(InputError, match="carries no masks"):
+        Masks.from_torch_prune(nn.Sequential(mlp()))
+
+
+def test_masks_say_what_they_are():
+    assert repr(Masks({"a": torch.tensor([1, 0, 0, 0])})) == "Masks(1 layers, 1 of 4 weights kept, compression 4)"

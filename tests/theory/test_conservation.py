@@ -1,0 +1,157 @@
+"""The theorems of the paper, in double precision: where they hold they hold to rounding, elsewhere they fail."""
+
+import pytest
+import torch
+from torch import nn
+from toys import CLASSES, NETWORKS, SHAPE, batches, conv_chain, everything, mlp, residual
+
+from synflow_lib import models
+from synflow_lib.errors import InputError
+from synflow_lib.pruning import grasp, loss_saliency, magnitude, prunable, synaptic_saliency, synflow
+from synflow_lib.theory import conservation, flow_graph
+
+CONSERVING = {
+    "synflow": lambda model: synflow(model, input_shape=SHAPE, parameters=everything(model)),
+    "loss": lambda model: loss_saliency(model, batches=batches(), parameters=everything(model)),
+    "logit": lambda model: synaptic_saliency(model, batches()[0][0], lambda outputs: outputs[:, 1].sum()),
+}
+
+
+def worst(model, saliency):
+    return conservation.neurons(model, saliency, SHAPE)["error"].max()
+
+
+@pytest.mark.parametrize("scalar", CONSERVING)
+@pytest.mark.parametrize("network", NETWORKS)
+def test_theorem_1_what_flows_into_a_hidden_unit_flows_out_of_it(network, scalar):
+    model = NETWORKS[network]()
+    table = conservation.neurons(model, CONSERVING[scalar](model), SHAPE)
+    # The sums cancel: their rounding is that of their largest terms, not that of their own size.
+    assert (table["into"] - table["out"]).abs().max() <= 1e-12 * table["out"].abs().max()
+    assert table["out"].abs().max() > 0
+
+
+@pytest.mark.parametrize("name", ["vgg11", "resnet18", "mlp"])
+def test_theorem_1_holds_in_the_networks_of_the_paper(name):
+    model = models.build(name, "digits", width=0.125).double()
+    table = conservation.neurons(
+        model, synflow(model, input_shape=(3, 32, 32), parameters=everything(model)), (3, 32, 32)
+    )
+    assert table["error"].max() <= 1e-12
+    hidden = {"vgg11": 8, "resnet18": 12, "mlp": 5}
+    assert table["group"].nunique() == hidden[name]
+
+
+def test_the_batch_norm_scale_passes_on_what_it_receives():
+    model = conv_chain()
+    table = conservation.neurons(model, CONSERVING["synflow"](model), SHAPE)
+    assert torch.allclose(torch.tensor(table["scale"]), torch.tensor(table["into"]), rtol=1e-12)
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.Identity])
+def test_homogeneous_activations_conserve(activation):
+    assert worst(mlp(activation), CONSERVING["loss"](mlp(activation))) <= 1e-9
+
+
+@pytest.mark.parametrize("activation", [nn.Tanh, nn.GELU, nn.SiLU, nn.ELU])
+def test_other_activations_do_not(activation):
+    # By the loss: SynFlow sends only positive numbers, on which ELU, and in the limit GELU and SiLU, are linear.
+    assert worst(mlp(activation), CONSERVING["loss"](mlp(activation))) > 0.01
+
+
+def test_batch_norm_conserves_only_with_zero_means_and_zero_shifts_and_in_eval_mode():
+    def error(change=lambda model: None, train_mode=False):
+        model = conv_chain()
+        change(model)
+        saliency = loss_saliency(model, batches=batches(), parameters=everything(model), train_mode=train_mode)
+        table = conservation.neurons(model, saliency, SHAPE)
+        weights = table[table["group"] == "0"]  # the channels behind the first BatchNorm
+        return ((weights["into"] - weights["out"]).abs() / weights["out"].abs().max()).max()
+
+    assert error() <= 1e-12
+    assert error(lambda model: model[1].running_var.fill_(4)) <= 1e-12
+    assert error(lambda model: model[1].running_mean.fill_(0.5)) > 0.01
+    assert error(train_mode=True) > 0.01
+
+
+def test_magnitude_is_not_conserved():
+    assert worst(mlp(), magnitude(mlp(), parameters=everything(mlp()))) > 0.3
+
+
+def test_grasp_misses_conservation_by_the_difference_of_squared_gradients():
+    # Rescaling a neuron (incoming by a, outgoing by 1/a) leaves the loss alone: <g, A theta> = 0 for all theta, with
+    # A = +1 on incoming and -1 on outgoing. Differentiated along g: <Hg, A theta> = -<g, A g>.
+    model = mlp()
+    names = everything(model)
+    saliency = grasp(model, batches=batches(), parameters=names)
+    slopes = loss_saliency(model, batches=batches(), parameters=names)
+    squared = {n: (slopes[n] / model.get_parameter(n).detach()) ** 2 for n in names}
+    flow, force = (conservation.neurons(model, table, SHAPE) for table in (saliency, squared))
+    residual = flow["into"] - flow["out"]
+    predicted = force["out"] - force["into"]
+    assert (residual - predicted).abs().max() <= 1e-12 * residual.abs().max()
+    assert residual.abs().max() > 1e-6
+
+
+@pytest.mark.parametrize("scalar", CONSERVING)
+@pytest.mark.parametrize("network", NETWORKS)
+def test_theorem_2_every_cut_carries_the_same_total(network, scalar):
+    model = NETWORKS[network]()
+    saliency = CONSERVING[scalar](model)
+    graph = flow_graph(model, SHAPE)
+    generator = torch.Generator().manual_seed(0)
+    totals = torch.tensor(
+        [conservation.cut_total(graph, saliency, conservation.random_cut(graph, generator)) for _ in range(20)]
+    )
+    scale = max(float(score.abs().sum()) for score in saliency.values())
+    assert (totals.max() - totals.min()).item() <= 1e-6 * scale
+
+
+def test_theorem_2_the_total_is_the_output_times_its_gradient():
+    model, x = residual(), batches()[0][0]
+    saliency = synaptic_saliency(model, x, lambda outputs: (outputs**3).sum())
+    outputs = model.eval()(x).detach()
+    expected = float((3 * outputs**2 * outputs).sum())  # <dR/dy, y>
+    graph = flow_graph(model, SHAPE)
+    side = conservation.random_cut(graph, torch.Generator().manual_seed(3))
+    assert conservation.cut_total(graph, saliency, side) == pytest.approx(expected, rel=1e-12)
+
+
+def test_layer_totals_are_equal_with_the_biases_of_all_later_layers_and_only_so():
+    model = mlp()
+    table = conservation.layer_totals(model, CONSERVING["synflow"](model), SHAPE)
+    expected = float(
+        torch.func.functional_call(
+            model, {n: p.detach().abs() for n, p in model.named_parameters()}, torch.ones(1, *SHAPE).double()
+        ).sum()
+    )
+    assert table["cut"].to_numpy() == pytest.approx([expected] * 4, rel=1e-12)
+    assert table["naive"].max() / table["naive"].min() > 1.01
+    assert table["size"].tolist() == [weight.numel() for weight in prunable(model).values()]
+
+
+def test_a_layer_of_a_residual_network_is_no_cut():
+    with pytest.raises(InputError, match="is no chain"):
+        conservation.layer_totals(residual(), CONSERVING["synflow"](residual()), SHAPE)
+
+
+def test_the_mean_score_of_a_layer_is_inversely_proportional_to_its_size():
+    model = mlp(bias=False)
+    means = [float(score.mean()) * score.numel() for score in synflow(model, input_shape=SHAPE).values()]
+    assert max(means) == pytest.approx(min(means), rel=1e-12)
+
+
+def test_a_missing_weight_gives_one_sentence():
+    with pytest.raises(InputError, match="there is no saliency for"):
+        conservation.neurons(mlp(), {}, SHAPE)
+
+
+def test_relative_error_is_zero_where_nothing_flows():
+    import pandas as pd
+
+    error = conservation.relative_error(pd.Series([0.0, 1.0, -2.0]), pd.Series([0.0, 2.0, -2.0]))
+    assert error.tolist() == [0.0, 0.5, 0.0]
+
+
+def test_networks_end_in_as_many_outputs_as_classes():
+    assert flow_graph(residual(), SHAPE).sizes[flow_graph(residual(), SHAPE).output] == CLASSES

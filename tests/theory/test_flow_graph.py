@@ -1,0 +1,86 @@
+"""The flow graph has the units and edges that the network has."""
+
+import pytest
+import torch
+from torch import nn
+from toys import SHAPE, conv_chain, mlp, residual
+
+from synflow_lib import models
+from synflow_lib.errors import InputError
+from synflow_lib.theory import flow_graph
+from synflow_lib.theory.flow_graph import Layer, per_edge
+
+
+def test_a_chain_is_one_group_after_another():
+    graph = flow_graph(conv_chain(), SHAPE)
+    assert graph.sizes == [3, 6, 8, 5] and (graph.input, graph.output) == (0, 3) and graph.hidden == [1, 2]
+    assert [(layer.source, layer.target) for layer in graph.layers] == [(0, 1), (1, 2), (2, 3)]
+    assert [(scale.weight, scale.group) for scale in graph.scales] == [("1.weight", 1), ("5.weight", 2)]
+
+
+def test_a_residual_sum_joins_the_units_that_it_adds():
+    graph = flow_graph(residual(), SHAPE)
+    group = {layer.weight: (layer.source, layer.target) for layer in graph.layers}
+    stream = group["stem.weight"][1]
+    assert group["inner.weight"][0] == group["outer.weight"][1] == group["shortcut.weight"][0] == stream
+    assert group["last.weight"][1] == group["shortcut.weight"][1] == group["classifier.weight"][0]
+    assert sorted(graph.sizes) == [3, 4, 5, 6, 8]
+
+
+def test_resnet18_has_one_stream_per_stage():
+    graph = flow_graph(models.build("resnet18", "cifar10", width=0.125), (3, 32, 32))
+    writers = [sum(layer.target == group for layer in graph.layers) for group in graph.hidden]
+    assert sorted(writers) == [1] * 8 + [3] * 4 and len(graph.layers) == 21
+
+
+def test_edges_sum_over_kernels_positions_and_groups():
+    graph = flow_graph(conv_chain(), SHAPE)
+    saliency = torch.arange(5 * 32).double().view(5, 32)
+    edges = per_edge(graph.layers[2], saliency, graph)  # 8 channels of 2x2 positions, flattened
+    assert torch.equal(edges, saliency.view(5, 8, 4).sum(2))
+    grouped = nn.Sequential(nn.Conv2d(4, 6, 3, groups=2), nn.ReLU(), nn.Conv2d(6, 2, 1))
+    graph = flow_graph(grouped, (4, 8, 8))
+    assert graph.layers[0] == Layer("0.weight", "0.bias", 0, 1, groups=2)
+    edges = per_edge(graph.layers[0], torch.ones(6, 2, 3, 3).double(), graph)
+    assert torch.equal(edges, torch.block_diag(torch.full((3, 2), 9.0), torch.full((3, 2), 9.0)).double())
+
+
+def test_torchvision_networks_are_understood():
+    torchvision_models = pytest.importorskip("torchvision.models")
+    for name, layers in (("alexnet", 8), ("vgg11_bn", 11), ("resnet18", 21), ("resnet50", 54)):
+        assert len(flow_graph(torchvision_models.get_model(name), (3, 64, 64)).layers) == layers
+
+
+class Multiplied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 3), nn.Linear(3, 3)
+
+    def forward(self, x):
+        return self.first(x) * self.second(x)
+
+
+class Branching(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(3, 3)
+
+    def forward(self, x):
+        return self.first(x) if x.sum() > 0 else x
+
+
+@pytest.mark.parametrize(
+    ("model", "sentence"),
+    [
+        (Multiplied(), "no rule for the operation"),
+        (Branching(), "cannot be traced"),
+        (nn.Sequential(nn.Linear(3, 3), nn.Softmax(1)), "no rule for Softmax"),
+    ],
+)
+def test_what_the_graph_cannot_follow_is_named(model, sentence):
+    with pytest.raises(InputError, match=sentence):
+        flow_graph(model, (3,))
+
+
+def test_mlp_units_are_its_neurons():
+    assert flow_graph(mlp(), SHAPE).sizes == [3, 12, 9, 7, 5]
