@@ -1,0 +1,7 @@
+"""Training as data and a loop: recipes, masked gradients, `train`."""
+
+from synflow_lib.training.optim import mask_gradients, sgd
+from synflow_lib.training.recipes import RECIPES, Recipe, recipe
+from synflow_lib.training.train import History, evaluate, train
+
+__all__ = ["RECIPES", "History", "Recipe", "evaluate", "mask_gradients", "recipe", "sgd", "train"]

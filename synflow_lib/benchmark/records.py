@@ -1,0 +1,117 @@
+"""What came out: one JSON file per run, named by its key, written whole or not at all."""
+
+import contextlib
+import json
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from synflow_lib import paths
+from synflow_lib.benchmark.grid import Run
+from synflow_lib.errors import InputError
+from synflow_lib.training import recipe
+
+log = logging.getLogger(__name__)
+
+RESULTS = (
+    *("status", "accuracy_last", "accuracy_best", "best_epoch", "diverged_epoch", "compression", "connected"),
+    *("prune_seconds", "train_seconds", "error", "key"),
+)
+NEEDED = {"done": ("accuracy_last", "accuracy_best", "curve", "settings"), "failed": ("error",)}
+NEEDED["diverged"] = NEEDED["done"]
+
+
+def path(key: str) -> Path:
+    """Where the record of the run with this key lies."""
+    return paths.records() / f"{key}.json"
+
+
+def write(record: dict[str, Any]) -> Path:
+    """Write a record under its key and return the path; a reader never sees half of it.
+
+    Raises InputError when the disk is full or the folder cannot be written.
+    """
+    text = json.dumps(record, indent=1, allow_nan=False)
+    with paths.replacing(path(record["key"])) as partial:
+        partial.write_text(text + "\n", encoding="utf-8")
+    return path(record["key"])
+
+
+def read(key: str) -> dict[str, Any] | None:
+    """Return the record of this key, None where there is none.
+
+    A file that is not a whole record of that key is moved aside (named .damaged) with a sentence in the log,
+    so the run counts as missing and is made again.
+    """
+    file = path(key)
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+        check(record, key)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise InputError(f"cannot read {paths.shown(file)}: {error.strerror or error}") from error
+    except ValueError as error:
+        # Where the folder can only be read the file stays; it is ignored all the same.
+        with contextlib.suppress(OSError):
+            file.replace(file.with_suffix(".json.damaged"))
+        log.warning("%s is damaged (%s): set aside, the run counts as missing", paths.shown(file), error)
+        return None
+    return record
+
+
+def check(record: Any, key: str) -> None:
+    """Raise ValueError unless `record` has what a record of `key` must have."""
+    if not isinstance(record, dict) or record.get("key") != key:
+        raise ValueError("it does not hold the key it is named after")
+    if record.get("status") not in NEEDED:
+        raise ValueError(f"its status is {record.get('status')!r}")
+    needed = (*(field.name for field in fields(Run)[:6]), *NEEDED[record["status"]])
+    if missing := [name for name in needed if name not in record]:
+        raise ValueError(f"{missing[0]!r} is missing")
+
+
+def find(run: Run) -> dict[str, Any] | None:
+    """Return the finished record of `run`; None where it is missing, failed, or made when its recipe had
+    other values.
+    """
+    record = read(run.key)
+    if record is None or record["status"] == "failed":
+        return None
+    return record if record["settings"] == recipe(run.recipe, run.dataset, run.model).settings() else None
+
+
+def everything() -> Iterator[dict[str, Any]]:
+    """All records of the folder, in the order of their keys."""
+    for file in sorted(paths.records().glob("*.json")):
+        if (record := read(file.stem)) is not None:
+            yield record
+
+
+def row(run: Run, record: dict[str, Any] | None) -> dict[str, Any]:
+    """The fields of `run` and the scalar results of its record, whose status is "missing" where there is
+    none.
+    """
+    return {**asdict(run), **{name: (record or {"status": "missing", "key": run.key}).get(name) for name in RESULTS}}
+
+
+def table(runs: Sequence[Run] | Iterable[Run] | None = None) -> pd.DataFrame:
+    """One row per run: its fields, status ("done", "diverged", "failed", "missing"), accuracies in percent,
+    times.
+
+    For `runs` in their order, or for every record of the folder. The curves and layers are in the records
+    themselves.
+    """
+    if runs is None:
+        names = {field.name for field in fields(Run)}
+        records = list(everything())
+        rows = [row(Run(**{k: v for k, v in record.items() if k in names}), record) for record in records]
+    else:
+        rows = [row(run, read(run.key)) for run in runs]
+    frame = pd.DataFrame(rows, columns=[*(field.name for field in fields(Run)), *RESULTS])
+    numbers = ["accuracy_last", "accuracy_best", "compression", "prune_seconds", "train_seconds"]
+    return frame.astype(dict.fromkeys(numbers, float))
