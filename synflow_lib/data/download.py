@@ -30,6 +30,8 @@ def fetch(url: str, target: Path, md5: str) -> Path:
     A file that is there already and has the checksum is used as it is. Raises InputError when the server cannot be
     reached, refuses, or sends a file with another checksum, and when the disk is full.
     """
+    if not url.startswith(("http://", "https://")):
+        raise InputError(f"{url!r} is not an address to download from; it must begin with http:// or https://")
     try:
         if target.exists() and checksum(target) == md5:
             return target
@@ -94,8 +96,6 @@ def _attempt(url: str, part: Path) -> bool:
         raise _Interrupted(f"the server answered {error.code} {error.reason}") from error
     except (OSError, http.client.HTTPException) as error:
         raise _Interrupted(str(getattr(error, "reason", error)) or type(error).__name__) from error
-    except ValueError as error:
-        raise InputError(f"{url!r} is not an address to download from: {error}") from error
     with response:
         return _save(response, part, offset)
 
