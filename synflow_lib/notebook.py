@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from synflow_lib import parameters as reader
+from synflow_lib import parameters as checker
 from synflow_lib import paths, provenance
 from synflow_lib.errors import InputError
 
@@ -73,34 +73,46 @@ def start(chapter: str, namespace: dict[str, object]) -> Chapter:
     # What this kernel ran is truer than the file: a reader may have edited the open chapter, or opened a copy.
     # A script has run no cells, and nbval keeps no history of them.
     ran = [source for source in namespace.get("In", []) if isinstance(source, str)]
-    declared = reader.among_cells_run(ran)
+    declared = checker.among_cells_run(ran)
     if declared is None:
         if file is None:
             raise InputError(f"{where} is not in {paths.notebooks()}; set SYNFLOW_HOME to the project's folder")
         declared = parameters_of(file)
-    injected = {name: namespace.get(name) for name in reader.injected_names(ran)}
+    injected = {name: namespace.get(name) for name in checker.injected_names(ran)}
     values = {name: namespace[name] for name in declared if name in namespace}
-    reader.check(where, declared, injected | values)
+    checker.check(where, declared, injected | values)
     if missing := [name for name in declared if name not in values]:
         raise InputError(f"{where} starts before its parameter {missing[0]!r} has a value; run the cell above first")
     _set_threads()
     return Chapter(number, heading(file)[0] if file else where, values, time.monotonic())
 
 
-def parameters_of(notebook: Path) -> dict[str, reader.Parameter]:
+def read(notebook: Path) -> "NotebookNode":
+    """The notebook in the file, as nbformat 4; InputError where it is absent or not a notebook."""
+    import nbformat
+
+    try:
+        return nbformat.read(notebook, as_version=4)
+    except OSError as error:
+        raise InputError(f"cannot read {paths.shown(notebook)}: {error.strerror}") from error
+    except (nbformat.ValidationError, ValueError) as error:  # NotJSONError is a ValueError
+        raise InputError(f"{paths.shown(notebook)} is not a notebook that Jupyter can read") from error
+
+
+def parameters_of(notebook: Path) -> dict[str, checker.Parameter]:
     """Name to parameter of the one cell tagged `parameters`; InputError where it is missing or not simple."""
-    tagged = [cell for cell in _read(notebook).cells if "parameters" in cell.metadata.get("tags", [])]
+    tagged = [cell for cell in read(notebook).cells if "parameters" in cell.metadata.get("tags", [])]
     if len(tagged) != 1:
         raise InputError(
             f"{Path(notebook).name} has {len(tagged) or 'no'} cell{'s' * (len(tagged) > 1)} tagged 'parameters' where "
             "it needs one; tag the cell that holds one annotated value a line"
         )
-    return reader.read(tagged[0].source, Path(notebook).name)
+    return checker.read(tagged[0].source, Path(notebook).name)
 
 
 def heading(notebook: Path) -> tuple[str, str]:
     """The title of a chapter without its number, and the question that its first cells ask ("" without one)."""
-    text = "\n".join(cell.source for cell in _read(notebook).cells[:2] if cell.cell_type == "markdown")
+    text = "\n".join(cell.source for cell in read(notebook).cells[:2] if cell.cell_type == "markdown")
     lines = [line.strip(" *_>") for line in text.splitlines()]
     title = next((line.lstrip("# ") for line in lines if line.startswith("# ")), Path(notebook).stem)
     title = re.sub(r"^(chapter\s+)?\d+\s*[.:·–—-]*\s*", "", title, flags=re.IGNORECASE)
@@ -111,7 +123,7 @@ def heading(notebook: Path) -> tuple[str, str]:
 
 def source_hash(notebook: Path) -> str:
     """sha256 over the sources of all cells; outputs, injected parameters and papermill's error notes do not count."""
-    sources = [[cell.cell_type, cell.source] for cell in _own_cells(_read(notebook))]
+    sources = [[cell.cell_type, cell.source] for cell in _own_cells(read(notebook))]
     return hashlib.sha256(json.dumps(sources).encode()).hexdigest()
 
 
@@ -132,7 +144,7 @@ def execute(
     """
     notebook, out, given = Path(notebook).absolute(), Path(out).absolute(), dict(parameters or {})
     declared = parameters_of(notebook)
-    reader.check(notebook.name, declared, given)
+    checker.check(notebook.name, declared, given)
     paths.require_writable(out.parent)
     values = {name: given.get(name, parameter.default) for name, parameter in declared.items()}
     stamp = {"source_sha256": source_hash(notebook), "parameters": values}
@@ -156,7 +168,7 @@ def refresh(notebook: Path) -> Path:
     """
     notebook = Path(notebook)
     with tempfile.TemporaryDirectory(prefix="synflow-") as scratch:
-        ran = _read(execute(notebook, Path(scratch) / notebook.name, environment={"SYNFLOW_TIMELESS": "1"}))
+        ran = read(execute(notebook, Path(scratch) / notebook.name, environment={"SYNFLOW_TIMELESS": "1"}))
     drop_progress_bars(ran)
     ran.metadata = {
         "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
@@ -207,7 +219,7 @@ def _run(
             failure = "TimeoutError", f"the cell took more than {timeout:.0f} s"
         except DeadKernelError:
             failure = "DeadKernelError", "the kernel died, as it does when memory runs out"
-        return _read(partial), failure
+        return read(partial), failure
 
 
 def _kernel_manager(scratch: str, environment: dict[str, str]) -> type:
@@ -224,7 +236,8 @@ def _kernel_manager(scratch: str, environment: dict[str, str]) -> type:
         "MPLBACKEND": "module://matplotlib_inline.backend_inline",
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # else a kernel prints advice about its debugger
         **{
-            f"SYNFLOW_{name}": str(getattr(paths, name.lower())().absolute()) for name in ("HOME", "DATA", "RECORDS", "FIGURES")
+            f"SYNFLOW_{name}": str(getattr(paths, name.lower())().absolute())
+            for name in ("HOME", "DATA", "RECORDS", "FIGURES")
         },
         **environment,
     }
@@ -310,17 +323,6 @@ def _set_threads() -> None:
     import torch
 
     torch.set_num_threads(int(threads))
-
-
-def _read(notebook: Path) -> "NotebookNode":
-    import nbformat
-
-    try:
-        return nbformat.read(notebook, as_version=4)
-    except OSError as error:
-        raise InputError(f"cannot read {paths.shown(notebook)}: {error.strerror}") from error
-    except (nbformat.ValidationError, ValueError) as error:  # NotJSONError is a ValueError
-        raise InputError(f"{paths.shown(notebook)} is not a notebook that Jupyter can read") from error
 
 
 def _write(node: "NotebookNode", target: Path) -> None:

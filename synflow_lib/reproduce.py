@@ -1,0 +1,335 @@
+"""Every chapter executed on this computer, as pages to read: what `make reproduce` does.
+
+A chapter whose sources, library, parameters, versions and device are those of its last good run is not run again.
+What came out is written down after each chapter, so an interrupted call loses only the chapter it was in.
+"""
+
+import contextlib
+import hashlib
+import itertools
+import json
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+from tqdm import tqdm
+
+from synflow_lib import notebook, parameters, paths, provenance
+from synflow_lib.errors import InputError, lookup
+
+CELL_LIMIT = 1800.0  # seconds; a default chapter takes one or two minutes in all
+PANEL_CHAPTER = "07"
+PANELS = list(
+    itertools.product(
+        ("cifar10", "cifar100", "tiny-imagenet"), ("vgg11", "vgg16", "resnet18", "wide_resnet18_published")
+    )
+)  # figure 6 of the paper
+
+
+@dataclass(frozen=True)
+class Job:
+    """One notebook to run with some parameters, and the stem of everything it makes."""
+
+    name: str
+    notebook: Path
+    parameters: dict[str, object] = field(default_factory=dict)
+    timeout: float | None = CELL_LIMIT
+
+    @property
+    def number(self) -> str:
+        return self.notebook.name[:2]
+
+    def figures(self, out: Path) -> Path:
+        """Where the chapter's figures go; a panel has a folder of its own, for all twelve use the same names."""
+        return out / "figures" / (self.name if self.name != self.notebook.stem else "")
+
+    def key(self, surroundings: str) -> str:
+        """What the outputs depend on, as one hash; `surroundings` from `_surroundings`."""
+        parts = [notebook.source_hash(self.notebook), json.dumps(self.parameters, sort_keys=True), surroundings]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def reproduce(
+    only: Sequence[str] | None = None,
+    out: Path | None = None,
+    force: bool = False,
+    panels: bool | str | None = None,
+    recipe: str | None = None,
+) -> int:
+    """Run the chapters and write their pages and an index to `out` (build/quick); return the exit status.
+
+    `only` names chapters ("03", "3", "03_network_wise"). `panels` runs chapter 07 once for each panel of figure 6
+    ("all"), or those of one data set, one model or one pair ("cifar10", "vgg16", "cifar10_vgg16"), and no other
+    chapter unless `only` names it. `recipe` goes to the chapters that have such a parameter. 0 means that all
+    passed, 1 that one failed, 130 that Ctrl-C stopped it. Raises InputError before anything runs.
+    """
+    jobs = plan(only, panels, recipe)
+    out = Path(out) if out else paths.build() / "quick"
+    paths.require_writable(out)
+    surroundings = _surroundings()
+    done: dict[str, str] = {}  # name to what happened in this call
+    status = 0
+    try:
+        with _progress([job.name for job in jobs]) as begin:
+            for job in jobs:
+                begin(job.name)
+                done[job.name] = _run_unless_current(job, out, surroundings, force)
+                begin(None, _outcome(job.name, done[job.name], _manifest(out)[job.name]))
+    except KeyboardInterrupt:
+        left = len(jobs) - len(done)
+        print(f"\nstopped: {len(done)} done, {left} not; the same command goes on where this one stopped")
+        status = 130
+    index = write_index(out, surroundings)
+    _report(done, _manifest(out))
+    print(f"\n{paths.shown(index)}")
+    return status or int("failed" in done.values())
+
+
+def refresh(only: Sequence[str] | None = None) -> int:
+    """Renew the outputs and figures of the committed chapters in place; return 1 if one could not be."""
+    jobs = plan(only)
+    failures = []
+    with _progress([job.name for job in jobs]) as begin:
+        for job in jobs:
+            begin(job.name)
+            began = time.monotonic()
+            try:
+                notebook.refresh(job.notebook)
+                begin(None, f"{job.name} refreshed in {_duration(time.monotonic() - began)}")
+            except (InputError, notebook.NotebookFailed) as error:
+                failures.append(str(error))
+                begin(None, f"{job.name} left as it was: {error}")
+    print(f"{len(jobs) - len(failures)} of {len(jobs)} chapters refreshed")
+    return int(bool(failures))
+
+
+def plan(only: Sequence[str] | None = None, panels: bool | str | None = None, recipe: str | None = None) -> list[Job]:
+    """The jobs that a call of `reproduce` runs, in order, with their parameters checked; InputError as there."""
+    chapters = {path.stem: path for path in sorted(paths.notebooks().glob("[0-9][0-9]_*.ipynb"))}
+    if not chapters:
+        raise InputError(f"no chapters in {paths.notebooks()}; set SYNFLOW_HOME to the project's folder")
+    jobs = [] if panels and not only else [Job(name, chapters[name]) for name in _chosen(only, chapters)]
+    if recipe:
+        jobs = [_with_recipe(job, recipe) for job in jobs]
+    if panels:
+        jobs += _panel_jobs(panels, recipe, chapters)
+    if recipe and not any("recipe" in job.parameters for job in jobs):
+        raise InputError("none of these chapters has a parameter 'recipe'; name chapter 07 or leave the recipe out")
+    for job in jobs:
+        parameters.check(job.notebook.name, notebook.parameters_of(job.notebook), job.parameters)
+    return jobs
+
+
+def write_index(out: Path, surroundings: str) -> Path:
+    """Write `out`/index.html from what the manifest says of every chapter, those of earlier calls included."""
+    from synflow_lib import pages
+
+    manifest = _manifest(out)
+    known = {path.stem: Job(path.stem, path) for path in sorted(paths.notebooks().glob("[0-9][0-9]_*.ipynb"))}
+    for name, entry in manifest.items():
+        if (file := paths.notebooks() / entry["notebook"]).exists():
+            known[name] = Job(name, file, entry["parameters"])
+    cards = [_card(known[name], manifest.get(name), out, surroundings) for name in sorted(known)]
+    made_by = {**provenance.environment(), "revision": provenance.revision()}
+    return pages.write_index(cards, made_by, f"{datetime.now().astimezone():%-d %B %Y, %H:%M}", out / "index.html")
+
+
+def _chosen(only: Sequence[str] | None, chapters: dict[str, Path]) -> list[str]:
+    if not only:
+        return list(chapters)
+    names = {}
+    for name in chapters:
+        for alias in (name, name[:2], str(int(name[:2])), name[3:]):
+            names.setdefault(alias, name)
+    shown = {name[:2]: name for name in chapters}  # a person wants to read these, not the aliases
+    wanted = {names[str(one)] if str(one) in names else lookup(shown, str(one), "chapter") for one in only}
+    return [name for name in chapters if name in wanted]
+
+
+def _with_recipe(job: Job, recipe: str) -> Job:
+    declared = notebook.parameters_of(job.notebook)
+    return Job(job.name, job.notebook, {"recipe": recipe}, job.timeout) if "recipe" in declared else job
+
+
+def _panel_jobs(panels: bool | str, recipe: str | None, chapters: dict[str, Path]) -> list[Job]:
+    file = next((path for name, path in chapters.items() if name.startswith(PANEL_CHAPTER)), None)
+    if file is None:
+        raise InputError(f"chapter {PANEL_CHAPTER}, which draws the panels, is not in {paths.notebooks()}")
+    groups = {"all": PANELS}
+    for dataset, model in PANELS:
+        for group in (dataset, model, f"{dataset}_{model}"):
+            groups.setdefault(group, []).append((dataset, model))
+    chosen = lookup(groups, "all" if panels is True else panels, "panel")
+    extra = {"recipe": recipe} if recipe else {}
+    return [
+        Job(f"{PANEL_CHAPTER}_{dataset}_{model}", file, {"dataset": dataset, "model": model, **extra}, timeout=None)
+        for dataset, model in chosen
+    ]
+
+
+def _surroundings() -> str:
+    """The library, the published numbers that chapters read, the versions and the device, as one string."""
+    package = Path(__file__).parent
+    files = [path for path in package.rglob("*") if path.suffix in (".py", ".html", ".css")]
+    files += [*paths.reference().glob("*.csv"), *paths.results().rglob("*.csv")]
+    contents = hashlib.sha256()
+    for path in sorted(files):
+        contents.update(path.name.encode() + path.read_bytes())
+    made_by = {name: value for name, value in provenance.environment().items() if name != "revision"}
+    return contents.hexdigest() + json.dumps(made_by, sort_keys=True)
+
+
+def _run_unless_current(job: Job, out: Path, surroundings: str, force: bool) -> str:
+    """Return "up to date", "passed" or "failed"; the last two have a new entry in the manifest."""
+    key = job.key(surroundings)
+    entry = _manifest(out).get(job.name)
+    if not force and entry and entry["key"] == key and entry["status"] == "passed" and _complete(job, entry, out):
+        return "up to date"
+    figures = job.figures(out)
+    figures.mkdir(parents=True, exist_ok=True)
+    for stale in figures.glob(f"{job.number}_*"):
+        stale.unlink()
+    executed, began, reason = out / f"{job.name}.ipynb", time.monotonic(), None
+    environment = {"SYNFLOW_FIGURES": str(figures.absolute())}
+    try:
+        notebook.execute(job.notebook, executed, job.parameters, timeout=job.timeout, environment=environment)
+    except notebook.NotebookFailed as error:
+        reason = f"cell {error.cell}: {error.reason}"
+    seconds = time.monotonic() - began
+    from synflow_lib import pages
+
+    unshown = pages.write_chapter(executed, out / f"{job.name}.html", _title(job), reason)
+    entry = {
+        "key": key,
+        "status": "failed" if reason else "passed",
+        "reason": reason,
+        "seconds": round(seconds, 1),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "notebook": job.notebook.name,
+        "parameters": job.parameters,
+        "figures": sorted({path.stem for path in figures.glob(f"{job.number}_*") if path.suffix in (".png", ".svg")}),
+        "formulas left as TeX": unshown,
+    }
+    _remember(job.name, entry, out)
+    return entry["status"]
+
+
+def _complete(job: Job, entry: dict, out: Path) -> bool:
+    outputs = [out / f"{job.name}.ipynb", out / f"{job.name}.html"]
+    drawn = [
+        any((job.figures(out) / f"{name}{kind}").exists() for kind in (".png", ".svg")) for name in entry["figures"]
+    ]
+    return all(path.exists() for path in outputs) and all(drawn)
+
+
+def _manifest(out: Path) -> dict[str, dict]:
+    """Name to what came out of its last run; empty where there is none, or none that can be read."""
+    try:
+        return json.loads((out / "manifest.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return {}
+
+
+def _remember(name: str, entry: dict, out: Path) -> None:
+    with paths.replacing(out / "manifest.json") as partial:
+        partial.write_text(json.dumps(_manifest(out) | {name: entry}, indent=1), encoding="utf-8")
+
+
+def _title(job: Job) -> str:
+    given = ", ".join(str(value) for value in job.parameters.values())
+    return notebook.heading(job.notebook)[0] + (f" ({given})" if given else "")
+
+
+def _card(job: Job, entry: dict | None, out: Path, surroundings: str):
+    from synflow_lib import pages
+
+    question = notebook.heading(job.notebook)[1]
+    if entry is None or not (out / f"{job.name}.html").exists():
+        return pages.Card(job.number, _title(job), question, "not run", "", None, [])
+    status, time_taken = entry["status"], _duration(entry["seconds"])
+    remark = f" in {time_taken}" if status == "passed" else f" after {time_taken}"
+    if entry["key"] != job.key(surroundings):
+        status, remark = "outdated", ": made by an older version of its source, the library or the environment"
+    folder = job.figures(out).relative_to(out).as_posix()
+    figures = [[f"{folder}/{name}{kind}" for kind in (".png", ".svg")] for name in entry["figures"]]
+    figures = [[file for file in files if (out / file).exists()] for files in figures]
+    return pages.Card(
+        job.number,
+        _title(job),
+        question,
+        status,
+        remark,
+        f"{job.name}.html",
+        [(files[0], files[-1]) for files in figures if files],
+        entry["reason"],
+    )
+
+
+@contextlib.contextmanager
+def _progress(names: list[str]) -> Iterator[Callable[..., None]]:
+    """Give a function to call with the name that begins, and with None and a sentence when it ends.
+
+    On a terminal it moves one bar over all chapters, with the running one and its time beside it; elsewhere each
+    sentence is a line.
+    """
+    running: list[tuple[str, float]] = []
+    over = threading.Event()
+    terminal = sys.stderr.isatty()
+    bar = tqdm(
+        total=len(names), disable=not terminal, bar_format="{l_bar}{bar:24}| {n_fmt}/{total_fmt}, {elapsed}{postfix}"
+    )
+
+    def tick() -> None:  # tqdm draws only when a chapter ends; a reader wants to see that it is alive
+        while not over.wait(1.0):
+            for name, began in list(running):
+                bar.set_postfix_str(f"{name} {_duration(time.monotonic() - began)}")
+
+    def begin(name: str | None, sentence: str = "") -> None:
+        running.clear()
+        if name is not None:
+            running.append((name, time.monotonic()))
+            bar.set_postfix_str(name)
+            return
+        if not terminal:
+            print(sentence, flush=True)
+        elif "failed" in sentence or "left as it was" in sentence:
+            bar.write(sentence)
+        bar.update()
+
+    clock = threading.Thread(target=tick, daemon=True)
+    clock.start()
+    try:
+        yield begin
+    finally:
+        over.set()
+        clock.join()
+        bar.close()
+
+
+def _outcome(name: str, happened: str, entry: dict) -> str:
+    if happened == "failed":
+        return f"{name} failed in {entry['reason']}"
+    return f"{name} {happened}" + (f" in {_duration(entry['seconds'])}" if happened == "passed" else "")
+
+
+def _report(done: dict[str, str], manifest: dict[str, dict]) -> None:
+    """Print chapter, time, status and number of figures, then what failed and what could not be shown."""
+    width = max(map(len, ["chapter", *done]))
+    print(f"\n{'chapter':<{width}}  {'time':>8}  {'status':<10}  figures")
+    for name, happened in done.items():
+        entry = manifest[name]
+        print(f"{name:<{width}}  {_duration(entry['seconds']):>8}  {happened:<10}  {len(entry['figures'])}")
+    for name, happened in done.items():
+        if happened == "failed":
+            print(f"{name} failed in {manifest[name]['reason']}")
+        for sentence in manifest[name]["formulas left as TeX"]:
+            print(f"{name}: {sentence}")
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
