@@ -66,11 +66,11 @@ def train(
     """Train `model` in place on `dataset` by `recipe`, evaluate it on the test images every epoch, return the
     History.
 
-    With `masks`, pruned weights are set to zero first and stay exactly zero. The same `seed`, device and
-    number of threads give the same result bit for bit; the caller's random state is left as it was.
-    `on_epoch(epoch, model)` may return values that are added to that epoch's row. `speed` is
-    `Speed.auto(device)` unless given. A training loss that is not finite ends the run: status "diverged".
-    Raises InputError for masks of another model or a device that is absent.
+    With `masks`, pruned weights are set to zero first and stay exactly zero. The same `seed`, device and number of
+    threads give the same result bit for bit; the caller's random state is left as it was. `on_epoch(epoch, model)`
+    may return values that are added to that epoch's row (no gradients are recorded there). `speed` is
+    `Speed.auto(device)` unless given. A training loss that is not finite ends the run: status "diverged". Raises
+    InputError for masks of another model or a device that is absent.
     """
     device = devices.resolve(device)
     speed = speed or Speed.auto(device)
@@ -82,6 +82,7 @@ def train(
     steps = min(math.ceil(len(dataset.train_labels) / recipe.batch_size), recipe.max_steps or math.inf)
     history, started = History(), time.perf_counter()
 
+    @torch.no_grad()
     def evaluated(epoch: int, train_loss: float | None, lr: float) -> None:
         row = {"epoch": epoch, "train_loss": train_loss, **evaluate(model, dataset, speed), "lr": lr}
         extra = on_epoch(epoch, model) if on_epoch else None

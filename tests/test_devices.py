@@ -1,0 +1,82 @@
+import pytest
+import torch
+
+from synflow_lib import devices
+from synflow_lib.devices import Speed
+from synflow_lib.errors import InputError
+
+CPU = torch.device("cpu")
+
+
+def test_resolve_names_a_device_that_is_there():
+    assert devices.resolve("cpu") == devices.resolve(CPU) == CPU
+    tensor = torch.ones(2, device=devices.resolve("auto"))
+    assert tensor.sum() == 2
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:", "cuda:x", "cuda:-1", "", "CPU"])
+def test_resolve_refuses_an_unknown_name(name):
+    with pytest.raises(InputError, match="unknown device"):
+        devices.resolve(name)
+
+
+@pytest.mark.parametrize("name", ["cuda:99", "mps:1"])
+def test_resolve_refuses_an_absent_device(name):
+    with pytest.raises(InputError, match=f"{name}.*not available.*use 'cpu' or 'auto'"):
+        devices.resolve(name)
+
+
+def test_autocast_is_for_float32_alone():
+    speed, weight = Speed(bfloat16=True), torch.ones(2, 2)
+    with speed.autocast(CPU, torch.float32):
+        assert (weight @ weight).dtype == torch.bfloat16
+    with speed.autocast(CPU, torch.float64):
+        assert (weight @ weight).dtype == torch.float32
+    with Speed().autocast(CPU, torch.float32):
+        assert (weight @ weight).dtype == torch.float32
+
+
+def test_auto_speed_is_one_that_trains_here():
+    speed = Speed.auto(CPU)
+    convolution = torch.nn.Conv2d(3, 4, 3).to(memory_format=speed.memory_format())
+    with speed.autocast(CPU, torch.float32):
+        convolution(torch.ones(2, 3, 8, 8)).sum().backward()
+    assert convolution.weight.grad.isfinite().all()
+    assert Speed.auto(torch.device("mps")) == Speed()
+
+
+def test_seeded_gives_the_same_draws_and_puts_the_global_state_back():
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    draws = []
+    for _ in range(2):
+        with devices.seeded(3, CPU) as generator:
+            draws.append((torch.rand(4), torch.rand(4, generator=generator)))
+        torch.rand(1)
+    torch.set_rng_state(before)
+    assert torch.equal(draws[0][0], draws[1][0]) and torch.equal(draws[0][1], draws[1][1])
+    with devices.seeded(3, CPU):
+        torch.rand(100)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_seeded_puts_the_global_state_back_after_an_error():
+    before = torch.get_rng_state()
+    with pytest.raises(ZeroDivisionError), devices.seeded(3, CPU):
+        torch.rand(1 // 0)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_threads_holds_for_the_block():
+    before = torch.get_num_threads()
+    with devices.threads(before + 1):
+        assert torch.get_num_threads() == before + 1
+    assert torch.get_num_threads() == before
+
+
+def test_peak_memory_sees_a_large_tensor():
+    devices.forget_peak_memory(CPU)
+    before = devices.peak_memory(CPU)
+    tensor = torch.ones(64 * 2**20 // 4)  # 64 MiB
+    assert devices.peak_memory(CPU) >= before + 32 * 2**20
+    assert tensor.sum() > 0

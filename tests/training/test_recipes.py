@@ -1,0 +1,76 @@
+import json
+from itertools import product
+
+import pytest
+
+from synflow_lib.data import DATASETS
+from synflow_lib.errors import InputError
+from synflow_lib.models import MODELS
+from synflow_lib.training import RECIPES, Recipe, recipe
+
+# Tanaka et al. 2020, appendix: epochs, learning rate, drops, factor, weight decay.
+PAPER = {
+    ("cifar10", "vgg11"): (160, 0.1, (60, 120), 0.1, 1e-4),
+    ("cifar100", "vgg16"): (160, 0.1, (60, 120), 0.1, 1e-4),
+    ("cifar10", "resnet18"): (160, 0.01, (60, 120), 0.2, 5e-4),
+    ("cifar100", "wide_resnet18_published"): (160, 0.01, (60, 120), 0.2, 5e-4),
+    ("tiny-imagenet", "vgg16"): (100, 0.01, (30, 60, 80), 0.2, 1e-4),
+    ("tiny-imagenet", "resnet18"): (100, 0.01, (30, 60, 80), 0.2, 1e-4),
+}
+
+
+@pytest.mark.parametrize(("dataset", "model"), list(PAPER))
+def test_described_is_the_table_of_the_paper(dataset, model):
+    found = recipe("described", dataset, model)
+    stated = (found.epochs, found.lr, found.milestones, found.gamma, found.weight_decay)
+    assert stated == PAPER[dataset, model]
+    assert (found.batch_size, found.momentum, found.nesterov, found.schedule) == (128, 0.9, True, "steps")
+
+
+@pytest.mark.parametrize(("name", "dataset", "model"), list(product(RECIPES, DATASETS, MODELS)))
+def test_every_recipe_exists_for_all_data_and_models_and_can_be_recorded(name, dataset, model):
+    found = recipe(name, dataset, model)
+    assert found.name == name and found.source
+    assert json.loads(json.dumps(found.settings())) == found.settings()
+    assert "source" not in found.settings()
+
+
+def test_fast_is_short():
+    assert all(recipe("fast", dataset, "vgg16").epochs <= 20 for dataset in DATASETS)
+
+
+def test_steps_drop_after_each_milestone():
+    described = recipe("described", "cifar10", "vgg16")
+    assert [described.lr_at(epoch) for epoch in (0, 59.99, 60, 119.99, 120, 159.99)] == pytest.approx(
+        [0.1, 0.1, 0.01, 0.01, 0.001, 0.001]
+    )
+
+
+def test_one_cycle_rises_to_lr_and_falls_to_zero():
+    cycle = Recipe("mine", 10, 64, 0.4, 0.0, "test", schedule="one-cycle", warm_up=2.0)
+    assert [cycle.lr_at(epoch) for epoch in (0, 1, 2, 6, 10)] == pytest.approx([0, 0.2, 0.4, 0.2, 0])
+    rates = [cycle.lr_at(step / 10) for step in range(101)]
+    assert max(rates) == cycle.lr and min(rates) == 0
+
+
+@pytest.mark.parametrize("warm_up", [0.0, 10.0])
+def test_one_cycle_may_only_fall_or_only_rise(warm_up):
+    cycle = Recipe("mine", 10, 64, 0.4, 0.0, "test", schedule="one-cycle", warm_up=warm_up)
+    assert cycle.lr_at(warm_up) == pytest.approx(0.4) and cycle.lr_at(10 - warm_up) == pytest.approx(0)
+
+
+def test_an_unknown_recipe_is_refused():
+    with pytest.raises(InputError, match=r"unknown recipe 'fats'; did you mean 'fast'\?"):
+        recipe("fats", "digits", "vgg11")
+    with pytest.raises(InputError, match="unknown recipe 'published'"):
+        recipe("published", "cifar10", "vgg11")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"epochs": -1}, {"batch_size": 0}, {"lr": -0.1}, {"schedule": "cosine"}, {"schedule": "one-cycle", "warm_up": 11}],
+)
+def test_impossible_values_are_refused(wrong):
+    values = {"name": "mine", "epochs": 10, "batch_size": 64, "lr": 0.1, "weight_decay": 0.0, "source": "test"}
+    with pytest.raises(InputError):
+        Recipe(**{**values, **wrong})
