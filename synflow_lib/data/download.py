@@ -43,6 +43,7 @@ def fetch(url: str, target: Path, md5: str) -> Path:
             _transfer(url, part, target)
         if (found := checksum(part)) != md5:
             part.unlink()
+            _validator(part).unlink(missing_ok=True)
             raise InputError(
                 f"the file at {url} has md5 {found} where {md5} is expected, so it was altered or damaged on the way "
                 "and has been discarded; try again, or give another address"
