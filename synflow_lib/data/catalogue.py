@@ -74,7 +74,9 @@ def _make(spec: DatasetSpec, path: Path, url: str | None = None) -> None:
         if path.exists():
             return
         _require_space(spec, path.parent)
-        store.write(path, spec, SOURCES[spec.name](spec, scratch, url), spec.source, official=True)
+        finished = scratch / path.name  # written there, so that what a killed process leaves is removed as well
+        store.write(finished, spec, SOURCES[spec.name](spec, scratch, url), spec.source, official=True)
+        finished.replace(path)
         shutil.rmtree(scratch)
 
 

@@ -9,6 +9,7 @@ import http.client
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from http import HTTPStatus
 from pathlib import Path
 
 from tqdm import tqdm
@@ -73,10 +74,11 @@ def _transfer(url: str, part: Path, target: Path) -> bool:
             return _attempt(url, part) or resumed
         except _Interrupted as error:
             resumed = resumed or before > 0
-            if _size(part) <= before:
+            if (size := _size(part)) <= before:
+                kept = f"the {size / 1e6:.1f} MB that have arrived are kept, so " if size else ""
                 raise InputError(
-                    f"cannot download {url}: {error}; the {_size(part) / 1e6:.1f} MB that have arrived are kept, so "
-                    f"try again once the network is back, or put the file at {paths.shown(target)} yourself"
+                    f"cannot download {url}: {error}; {kept}try again once the network is back, or put the file at "
+                    f"{paths.shown(target)} yourself"
                 ) from error
 
 
@@ -92,7 +94,7 @@ def _attempt(url: str, part: Path) -> bool:
         response = urllib.request.urlopen(request, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
         error.close()
-        if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+        if error.code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
             return True  # there is nothing after our last byte: the checksum decides
         raise _Interrupted(f"the server answered {error.code} {error.reason}") from error
     except (OSError, http.client.HTTPException) as error:
@@ -102,7 +104,7 @@ def _attempt(url: str, part: Path) -> bool:
 
 
 def _save(response: http.client.HTTPResponse, part: Path, offset: int) -> bool:
-    if response.status == http.HTTPStatus.OK:  # a server that ignores Range, or whose file has changed, starts over
+    if response.status == HTTPStatus.OK:  # a server that ignores Range, or whose file has changed, starts over
         offset = 0
         _remember_validator(response, part)
     elif not response.headers.get("Content-Range", "").startswith(f"bytes {offset}-"):

@@ -49,6 +49,14 @@ def test_a_set_is_made_once_and_leaves_only_its_file(folder: Path, toy: list[Pat
     assert [file.name for file in folder.glob("*.*")] == ["toy.safetensors"]
 
 
+def test_what_a_killed_process_left_is_removed(folder: Path, toy: list[Path]) -> None:
+    left = folder / "downloads" / "toy" / ".toy.safetensors.1.partial"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"half a file")
+    data.load("toy")
+    assert len(toy) == 1 and not left.parent.exists()
+
+
 def test_of_several_who_want_it_one_makes_it(folder: Path, toy: list[Path]) -> None:
     threads = [threading.Thread(target=data.prepare, args=("toy",)) for _ in range(4)]
     for thread in threads:
