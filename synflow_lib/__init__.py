@@ -5,7 +5,7 @@ masks = sf.prune(model, "synflow", compression=100, input_shape=(3, 32, 32))
 sf.apply_masks(model, masks)
 """
 
-from synflow_lib import data, models, pruning, theory
+from synflow_lib import benchmark, data, devices, models, notebook, plotting, pruning, theory, training
 from synflow_lib.errors import InputError
 from synflow_lib.pruning import (
     NEEDS_DATA,
@@ -26,13 +26,18 @@ __all__ = [
     "InputError",
     "Masks",
     "apply_masks",
+    "benchmark",
     "connected",
     "critical_compression",
     "data",
+    "devices",
     "models",
+    "notebook",
+    "plotting",
     "prunable",
     "prune",
     "pruning",
     "rho_max",
     "theory",
+    "training",
 ]

@@ -1,6 +1,6 @@
 """Scores, masks, Algorithm 1 and layer-collapse, for any `nn.Module`."""
 
-from synflow_lib.pruning.collapse import connected, critical_compression
+from synflow_lib.pruning.collapse import connected, critical_compression, layer_densities, pruned_to_flow
 from synflow_lib.pruning.masks import Masks, apply_masks, check_masks
 from synflow_lib.pruning.prune import SCOPES, check_compression, keep_best, number_kept, prune, rho_max
 from synflow_lib.pruning.saliency import (
@@ -12,6 +12,7 @@ from synflow_lib.pruning.saliency import (
     prunable,
     random,
     snip,
+    synaptic_flow,
     synaptic_saliency,
     synflow,
 )
@@ -31,15 +32,18 @@ __all__ = [
     "exponential",
     "grasp",
     "keep_best",
+    "layer_densities",
     "linear",
     "loss_saliency",
     "magnitude",
     "number_kept",
     "prunable",
     "prune",
+    "pruned_to_flow",
     "random",
     "rho_max",
     "snip",
+    "synaptic_flow",
     "synaptic_saliency",
     "synflow",
 ]

@@ -4,13 +4,23 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
 from synflow_lib.errors import InputError, lookup
 from synflow_lib.pruning.masks import Masks, check_masks
 from synflow_lib.pruning.prune import prune, rho_max
-from synflow_lib.pruning.saliency import BATCH_NORM, SALIENCIES, Scores, forward, masked_state, scoring_mode
+from synflow_lib.pruning.saliency import (
+    BATCH_NORM,
+    SALIENCIES,
+    Scores,
+    forward,
+    masked_state,
+    scoring_mode,
+    synaptic_flow,
+    synflow,
+)
 
 NORMALISATION = (
     BATCH_NORM,
@@ -111,6 +121,47 @@ def critical_compression(
         else:
             high = middle
     return critical
+
+
+def layer_densities(
+    model: nn.Module, methods: Sequence[str], log10_compressions: Sequence[float], **options: object
+) -> pd.DataFrame:
+    """Density of every layer for each method and compression (the paper's figure 2).
+
+    Columns: pruner, log10_compression, layer, size, kept, density. The scores of single-shot methods are computed
+    once. `options` are those of `prune`.
+    """
+    tables = []
+    for method in methods:
+        single = options.get("iterations", 100 if method == "synflow" else 1) == 1
+        score = _scored_once(method, model) if single else method
+        for log10 in log10_compressions:
+            table = prune(model, score, 10**log10, **options).layers()
+            tables.append(table.assign(pruner=method, log10_compression=log10))
+    return pd.concat(tables, ignore_index=True)
+
+
+def pruned_to_flow(
+    model: nn.Module, compression: float, *, input_shape: Sequence[int], iterations: int, schedule: str = "exponential"
+) -> list[float]:
+    """For each iteration of SynFlow, the score that it removes over the flow R through the network before it.
+
+    Every layer of a chain carries R, so an iteration that removes less than 1 can empty no layer (the paper's
+    appendix on the iteration schedule; its figure 7 draws the largest of these ratios).
+    """
+    seen: list[tuple[Scores, dict[str, Tensor]]] = []
+
+    def recorded(model: nn.Module, masks: Mapping[str, Tensor], **options: object) -> Scores:
+        seen.append((synflow(model, masks, **options), dict(masks)))
+        return seen[-1][0]
+
+    final = prune(model, recorded, compression, input_shape=input_shape, iterations=iterations, schedule=schedule)
+    ratios = []
+    for (scores, before), after in zip(seen, [*(masks for _, masks in seen[1:]), final], strict=True):
+        removed = sum(float(scores[name][before[name] & ~after[name]].sum()) for name in scores)
+        flow = synaptic_flow(model, before, input_shape=input_shape)
+        ratios.append(removed / flow if flow else 0.0)
+    return ratios
 
 
 def _scored_once(method: str | Callable[..., Scores], model: nn.Module) -> Callable[..., Scores]:

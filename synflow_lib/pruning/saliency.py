@@ -200,6 +200,19 @@ def grasp(
     return {name: (leaf * part).detach() for (name, leaf), part in zip(leaves.items(), product, strict=True)}
 
 
+def synaptic_flow(
+    model: nn.Module, masks: Mapping[str, Tensor] | None = None, *, input_shape: Sequence[int], train_mode: bool = False
+) -> float:
+    """R = 1' (prod_l |theta_l|) 1, the total flow from inputs of one to the outputs (Tanaka et al. 2020, eq. 2).
+
+    Computed in float64; infinite where that overflows. `input_shape` is (C, H, W).
+    """
+    state = _absolute(model, masks, torch.float64)
+    ones = torch.ones(1, *input_shape, dtype=torch.float64, device=_like(model).device)
+    with scoring_mode(model, train_mode), torch.no_grad():
+        return float(forward(model, state, ones).sum())
+
+
 def synflow(
     model: nn.Module, masks: Mapping[str, Tensor] | None = None, *, input_shape: Sequence[int] | None = None,
     train_mode: bool = False, parameters: Iterable[str] | None = None, **_: object,

@@ -8,6 +8,7 @@ its neuron on the output side.
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
@@ -114,6 +115,27 @@ def cut_total(graph: FlowGraph, saliency: Mapping[str, Tensor], side: Sequence[T
     for norm in graph.scales:
         total += float((_bias(saliency, norm.bias) * (~side[norm.group]).double()).sum())
     return total
+
+
+def layer_means(scores: Mapping[str, Tensor]) -> pd.DataFrame:
+    """Mean score of every layer beside the inverse of its size (the paper's figure 4).
+
+    Columns: `layer`, `inverse_size` (1 / number of weights), `average_score`. In a chain with conserved scores
+    every layer has the same total, so the mean is proportional to `inverse_size`: a slope of 1 between logarithms.
+    """
+    rows = [(name.removesuffix(".weight"), 1 / score.numel(), float(score.mean())) for name, score in scores.items()]
+    return pd.DataFrame(rows, columns=["layer", "inverse_size", "average_score"])
+
+
+def slope(table: pd.DataFrame) -> float:
+    """Least-squares slope of log average_score on log inverse_size: 1 where layers have equal totals.
+
+    Layers whose mean is not positive have no logarithm and are left out; raises InputError where fewer than two stay.
+    """
+    part = table[table["average_score"] > 0]
+    if len(part) < 2:
+        raise InputError("a slope needs at least two layers with a positive mean score")
+    return float(np.polyfit(np.log(part["inverse_size"]), np.log(part["average_score"]), 1)[0])
 
 
 def _weight(saliency: Mapping[str, Tensor], name: str) -> Tensor:
