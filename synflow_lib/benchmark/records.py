@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from synflow_lib import paths
-from synflow_lib.benchmark.grid import Run
+from synflow_lib.benchmark.grid import PUBLISHED_PANELS, Run, published_grid
 from synflow_lib.errors import InputError
 from synflow_lib.training import recipe
 
@@ -51,7 +51,7 @@ def read(key: str) -> dict[str, Any] | None:
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
         check(record, key)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         raise InputError(f"cannot read {paths.shown(file)}: {error.strerror or error}") from error
@@ -115,3 +115,23 @@ def table(runs: Sequence[Run] | Iterable[Run] | None = None) -> pd.DataFrame:
     frame = pd.DataFrame(rows, columns=[*(field.name for field in fields(Run)), *RESULTS])
     numbers = ["accuracy_last", "accuracy_best", "compression", "prune_seconds", "train_seconds"]
     return frame.astype(dict.fromkeys(numbers, float))
+
+
+def panels() -> pd.DataFrame:
+    """Count the records of each panel (data set, model, width, recipe): done, diverged, failed, and what is missing.
+
+    `missing` counts the runs of figure 6 that have no finished record; it is empty for a panel that is not in it.
+    """
+    counted = table()
+    states = ["done", "diverged", "failed"]
+    rows = []
+    for (dataset, model, width, recipe_name), part in counted.groupby(["dataset", "model", "width", "recipe"]):
+        published = width == 1 and (dataset, model) in PUBLISHED_PANELS
+        wanted = [run.key for run in published_grid(recipe_name, [(dataset, model)])] if published else []
+        finished = set(part.loc[part["status"] != "failed", "key"])
+        missing = len(set(wanted) - finished) if published else "-"
+        numbers = {state: int((part["status"] == state).sum()) for state in states}
+        rows.append(
+            {"dataset": dataset, "model": model, "width": width, "recipe": recipe_name, **numbers, "missing": missing}
+        )
+    return pd.DataFrame(rows, columns=["dataset", "model", "width", "recipe", *states, "missing"])

@@ -15,7 +15,7 @@ from synflow_lib import data, devices, models, paths, provenance
 from synflow_lib.benchmark import records
 from synflow_lib.benchmark.grid import Run, default_iterations
 from synflow_lib.devices import Speed
-from synflow_lib.pruning import NEEDS_DATA, SALIENCIES, Masks, connected, prune
+from synflow_lib.pruning import NEEDS_DATA, SALIENCIES, Masks, connected, prunable, prune
 from synflow_lib.training import History, recipe, train
 
 Train = Callable[..., History]
@@ -57,19 +57,18 @@ def execute(spec: Run, device: torch.device, speed: Speed) -> dict[str, Any]:
     training = partial(train, dataset=dataset, recipe=settings, seed=spec.seed, device=device, speed=speed)
 
     started = time.perf_counter()
-    masks, cycles = (
-        prune_in_cycles(spec, model, dataset, training) if spec.cycles else (pruned(spec, model, dataset), [])
-    )
+    masks, cycles = pruned_in_cycles(spec, model, dataset, training)
     if spec.shuffle:
         masks = masks.shuffled(spec.seed)
     if spec.reinitialise:
         models.reinitialise(model, spec.seed + NEW_WEIGHTS)
     pruning_ended = time.perf_counter()
-    history = training(model, masks=masks)
+    broken = bool(cycles) and cycles[-1].status == "diverged"
+    history = cycles[-1] if broken else training(model, masks=masks)
     return {
         **summary(history),
         "curve": history.curve,
-        "cycle_results": cycles,
+        "cycle_results": [{"cycle": i, **summary(cycle)} for i, cycle in enumerate(cycles, 1)],
         "compression": masks.compression,
         "connected": connected(model, masks, dataset.input_shape),
         "layers": masks.layers().to_dict("records"),
@@ -122,26 +121,29 @@ def surviving(method: Callable[..., dict[str, Tensor]], among: Masks, invert: bo
     return scores
 
 
-def prune_in_cycles(
+def pruned_in_cycles(
     spec: Run, model: nn.Module, dataset: "data.Dataset", training: Train
-) -> tuple[Masks, list[dict[str, Any]]]:
-    """Iterative magnitude pruning (Frankle and Carbin 2019), for any method: train, prune what was trained,
-    rewind.
+) -> tuple[Masks, list[History]]:
+    """Return the masks, and what each of the `spec.cycles` trainings before the last gave (none for single pruning).
 
-    After cycle i of n the compression is rho^(i/n). With `spec.rewind` all parameters and BatchNorm
-    statistics go back to their initial values, so the survivors start each training bit for bit as they
-    started the first. Returns the masks and one row per cycle: cycle, compression while training, status and
-    accuracies.
+    Cycles are iterative magnitude pruning (Frankle and Carbin 2019), for any method: train, prune what was trained,
+    rewind. After cycle i of n the compression is rho^(i/n). With `spec.rewind` all parameters and BatchNorm
+    statistics go back to their initial values, so the survivors start each training bit for bit as they started the
+    first. A training that diverges ends the cycles: its weights rank nothing.
     """
+    if not spec.cycles:
+        return pruned(spec, model, dataset), []
     initial = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    masks, rows = None, []
+    masks = Masks({name: torch.ones_like(weight, dtype=torch.bool) for name, weight in prunable(model).items()})
+    histories = []
     for cycle in range(1, spec.cycles + 1):
-        history = training(model, masks=masks)
-        rows.append({"cycle": cycle, "compression": masks.compression if masks else 1.0, **summary(history)})
+        histories.append(training(model, masks=masks))
+        if histories[-1].status == "diverged":
+            break
         masks = pruned(spec, model, dataset, spec.compression ** (cycle / spec.cycles), masks)
         if spec.rewind:
             model.load_state_dict(initial)
-    return masks, rows
+    return masks, histories
 
 
 def summary(history: History) -> dict[str, Any]:

@@ -1,0 +1,117 @@
+import re
+from dataclasses import fields, replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from synflow_lib import models
+from synflow_lib.benchmark import PUBLISHED_GRID, PUBLISHED_PANELS, Run, grid, published, published_grid
+from synflow_lib.benchmark.grid import highest_compression
+from synflow_lib.errors import InputError
+from synflow_lib.pruning import rho_max
+
+RUN = Run("digits", "vgg11", "synflow", 2.0, width=0.25)
+
+
+def test_the_published_grid_is_what_the_authors_ran():
+    ours = {(r.dataset, r.model, r.pruner, r.log10_compression, r.seed) for r in PUBLISHED_GRID}
+    theirs = published.accuracy()[["dataset", "model", "pruner", "log10_compression", "run"]]
+    assert ours == set(theirs.itertuples(index=False, name=None))
+    assert len(PUBLISHED_GRID) == len({r.key for r in PUBLISHED_GRID}) == 2340
+    assert len(PUBLISHED_PANELS) == 12
+
+
+def test_every_published_run_is_valid():
+    for run in PUBLISHED_GRID[::39]:
+        assert run.validate() is run
+
+
+def test_a_panel_of_the_published_grid_takes_any_recipe():
+    runs = published_grid("fast", [("cifar10", "vgg16")])
+    assert len(runs) == 195 and {run.recipe for run in runs} == {"fast"}
+
+
+def test_a_grid_is_a_product_with_the_last_axis_fastest():
+    runs = grid("digits", ["vgg11", "mlp"], ["synflow"], [0, 0.5], (0, 1), "smoke", width=0.5)
+    assert [(r.model, r.log10_compression, r.seed) for r in runs[:5]] == [
+        *(("vgg11", 0.0, 0), ("vgg11", 0.0, 1), ("vgg11", 0.5, 0), ("vgg11", 0.5, 1), ("mlp", 0.0, 0))
+    ]
+    assert len(runs) == 8 and all(run.width == 0.5 for run in runs)
+
+
+def test_keys_never_change():
+    """Records of earlier versions must be found: these values are part of the format."""
+    assert Run("digits", "vgg11", "synflow", 2.0).key == "25d9dfc1863ce18a"
+    assert Run("cifar10", "vgg16", "snip", 0.75, 2, "described").key == "85f81c67eede4ab4"
+    assert replace(RUN, shuffle=True, cycles=3, rewind=False).key == "71736c31c616f3f8"
+
+
+def test_every_field_but_none_at_its_default_changes_the_key():
+    other = {
+        **{"dataset": "cifar10", "model": "vgg16", "pruner": "snip", "log10_compression": 1.0, "seed": 1},
+        **{"recipe": "smoke", "width": 0.5, "iterations": 7, "schedule": "linear", "scope": "layer"},
+        **{"train_mode": True, "invert": True, "shuffle": True, "reinitialise": True, "cycles": 1, "rewind": False},
+    }
+    assert list(other) == [field.name for field in fields(Run)]
+    keys = {RUN.key, *(replace(RUN, **{name: value}).key for name, value in other.items())}
+    assert len(keys) == len(other) + 1
+
+
+def test_equal_runs_have_equal_keys_however_they_are_written():
+    same = [
+        Run("digits", "vgg11", "synflow", 2, np.int64(0), width=np.float32(0.25)),
+        Run("digits", "vgg11", "synflow", np.log10(100.0), 0, width=0.25, iterations=100, shuffle=np.bool_(False)),
+        replace(RUN, log10_compression=2.0 + 1e-13),
+    ]
+    assert {run.key for run in same} == {RUN.key}
+    assert set(same) == {RUN}
+    assert replace(RUN, pruner="snip", iterations=1).key == replace(RUN, pruner="snip").key
+    assert replace(RUN, iterations=1).key != RUN.key
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ({"dataset": "cifar"}, "unknown data set 'cifar'; did you mean 'cifar10'?"),
+        ({"model": "vgg"}, "unknown model 'vgg'"),
+        ({"pruner": "synflo"}, "unknown pruning method 'synflo'; did you mean 'synflow'?"),
+        ({"recipe": "published"}, "unknown recipe 'published'"),
+        ({"schedule": "cubic"}, "unknown schedule 'cubic'"),
+        ({"scope": "local"}, "unknown scope 'local'"),
+        ({"log10_compression": -0.1}, "compression must be a ratio from 1 to rho_max"),
+        ({"log10_compression": 5.5}, "compression must be a ratio from 1 to rho_max"),
+        ({"width": 0.0}, "width must be a positive factor"),
+        ({"iterations": 0}, "iterations must be at least 1"),
+        ({"seed": -1}, "seed and cycles must not be negative"),
+        ({"cycles": -1}, "seed and cycles must not be negative"),
+    ],
+)
+def test_what_cannot_be_run_is_refused(wrong, sentence):
+    with pytest.raises(InputError, match=re.escape(sentence)):
+        replace(RUN, **wrong).validate()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *({"seed": 1.5}, {"seed": "1"}, {"seed": None}, {"cycles": 0.5}, {"iterations": 2.5}),
+        *({"log10_compression": "2"}, {"log10_compression": float("nan")}, {"log10_compression": float("inf")}),
+        *({"shuffle": "yes"}, {"rewind": 2}, {"width": "wide"}),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_refused(wrong):
+    with pytest.raises(InputError, match=f"{next(iter(wrong))} must be"):
+        replace(RUN, **wrong)
+
+
+def test_the_highest_compression_is_counted_without_weights():
+    for width in (0.25, 1.0):
+        assert highest_compression("vgg11", "cifar10", width) == rho_max(models.build("vgg11", width=width))
+    tight = Run("cifar10", "vgg11", "synflow", float(np.log10(9_222_848 / 9)))
+    assert tight.validate().compression == pytest.approx(9_222_848 / 9)
+
+
+def test_published_compressions_are_quarters():
+    steps = sorted({run.log10_compression for run in PUBLISHED_GRID})
+    assert len(steps) == 13 and all(b - a == 0.25 for a, b in pairwise(steps))

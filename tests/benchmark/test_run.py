@@ -1,0 +1,208 @@
+import sys
+from dataclasses import asdict, replace
+from itertools import pairwise
+
+import pytest
+import torch
+
+from synflow_lib import data, models, paths
+from synflow_lib.benchmark import records, run
+from synflow_lib.benchmark.run import NEW_WEIGHTS, execute, loaded, pruned, surviving
+from synflow_lib.devices import Speed
+from synflow_lib.errors import InputError
+from synflow_lib.pruning import SALIENCIES, Masks, apply_masks
+from synflow_lib.training import History, recipe
+
+CPU = torch.device("cpu")
+module = sys.modules["synflow_lib.benchmark.run"]
+
+
+@pytest.fixture
+def trainings(monkeypatch):
+    """Every training of the test: its network at the start, its masks; nothing is learned, the weights only move."""
+    seen = []
+
+    def train(model, dataset, recipe, masks=None, **options):
+        if masks is not None:
+            apply_masks(model, masks)
+        seen.append(({name: tensor.clone() for name, tensor in model.state_dict().items()}, masks))
+        with torch.no_grad():
+            generator = torch.Generator().manual_seed(len(seen))
+            for parameter in model.parameters():
+                parameter += 0.1 * torch.randn(parameter.shape, generator=generator) * (parameter != 0)
+            for name, buffer in model.named_buffers():
+                if "running" in name:
+                    buffer += 1
+        return History([{"epoch": 0, "test_accuracy": 10.0}])
+
+    monkeypatch.setattr(module, "train", train)
+    return seen
+
+
+def test_a_run_is_recorded_with_all_that_a_reader_asks(quick):
+    record = run(quick, device="cpu")
+    assert record == records.read(quick.key)
+    assert {name: record[name] for name in asdict(quick)} == asdict(quick)
+    assert record["status"] == "done" and record["connected"] is True
+    assert record["compression"] == pytest.approx(10, rel=1e-3)
+    assert [row["epoch"] for row in record["curve"]] == [0, 1, 2]
+    assert record["accuracy_best"] == max(row["test_accuracy"] for row in record["curve"])
+    assert record["accuracy_last"] == record["curve"][-1]["test_accuracy"]
+    layers = record["layers"]
+    assert sum(row["size"] for row in layers) / sum(row["kept"] for row in layers) == record["compression"]
+    assert record["settings"] == recipe("smoke", "digits", "mlp").settings()
+    assert record["dataset_fingerprint"] == data.load("digits").fingerprint
+    assert set(record["versions"]) >= {"library", "torch", "python"} and record["device_name"] == "CPU"
+    assert record["threads"] == 1 and record["device"] == "cpu" and record["peak_memory"] > 2**20
+    assert record["speed"] == asdict(Speed.auto(CPU))
+    assert record["created"].endswith("+00:00") and record["git_revision"]
+    assert record["prune_seconds"] >= 0 and record["train_seconds"] > 0
+
+
+def test_a_recorded_run_is_not_run_again(quick, monkeypatch):
+    first = run(quick, device="cpu")
+    monkeypatch.setattr(module, "execute", lambda *_: pytest.fail("trained again"))
+    assert run(quick, device="cpu") == first
+
+
+def test_the_same_run_gives_the_same_bits(quick):
+    def result() -> dict:
+        record = execute(replace(quick, pruner="snip"), CPU, Speed.auto(CPU))
+        curve = [{k: v for k, v in row.items() if k != "seconds"} for row in record["curve"]]
+        return {"curve": curve, "layers": record["layers"]}
+
+    assert result() == result()
+
+
+def test_the_number_of_threads_is_pinned_and_put_back(quick, monkeypatch):
+    before, seen = torch.get_num_threads(), []
+    monkeypatch.setattr(module, "execute", lambda *_: seen.append(torch.get_num_threads()) or {"status": "done"})
+    run(quick, device="cpu", threads=3)
+    assert seen == [3] and torch.get_num_threads() == before
+
+
+def test_a_failure_is_recorded_raised_and_tried_again(quick, monkeypatch):
+    def broken(*_):
+        raise ZeroDivisionError("a bug")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "execute", broken)
+        with pytest.raises(ZeroDivisionError):
+            run(quick, device="cpu")
+    record = records.read(quick.key)
+    assert (record["status"], record["error"]) == ("failed", "a bug")
+    assert "ZeroDivisionError" in record["traceback"]
+    assert run(quick, device="cpu")["status"] == "done"
+
+
+@pytest.mark.parametrize("wrong", [{"model": "vgg"}, {"log10_compression": 9.0}])
+def test_bad_input_is_refused_before_anything_is_written(wrong, quick):
+    with pytest.raises(InputError):
+        run(replace(quick, **wrong), device="cpu")
+    with pytest.raises(InputError, match="unknown device"):
+        run(quick, device="tpu")
+    assert not paths.records().exists()
+
+
+def test_a_folder_that_cannot_be_written_is_noticed_before_training(quick, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("SYNFLOW_RECORDS", str(tmp_path / "file" / "records"))
+    monkeypatch.setattr(module, "execute", lambda *_: pytest.fail("trained"))
+    with pytest.raises(InputError, match="cannot write"):
+        run(quick, device="cpu")
+
+
+@pytest.mark.parametrize("cycles", [1, 3])
+def test_survivors_start_every_cycle_from_their_initial_values(cycles, quick, trainings):
+    spec = replace(quick, model="vgg11", width=0.03, cycles=cycles)
+    execute(spec, CPU, Speed())
+    initial = models.build("vgg11", "digits", width=0.03, seed=spec.seed).state_dict()
+    assert len(trainings) == cycles + 1
+    kept = []
+    for state, masks in trainings:
+        for name, tensor in state.items():
+            alive = masks[name] if name in masks else torch.ones_like(tensor, dtype=torch.bool)
+            assert torch.equal(tensor[alive], initial[name][alive]) and not tensor[~alive].any()
+        kept.append(masks.compression)
+    assert kept == pytest.approx([10 ** (i / cycles) for i in range(cycles + 1)], rel=5e-3)
+
+
+def test_without_rewinding_training_goes_on_from_where_it_was(quick, trainings):
+    execute(replace(quick, cycles=2, rewind=False), CPU, Speed())
+    (first, _), (second, masks), _ = trainings
+    name = next(iter(masks))
+    assert not torch.equal(first[name][masks[name]], second[name][masks[name]])
+
+
+@pytest.mark.parametrize("pruner", ["random", "magnitude", "grasp", "synflow"])
+@pytest.mark.parametrize("invert", [False, True])
+def test_a_pruned_weight_never_comes_back_in_a_later_cycle(pruner, invert, quick, trainings):
+    execute(replace(quick, pruner=pruner, cycles=3, invert=invert), CPU, Speed())
+    for before, after in pairwise(masks for _, masks in trainings):
+        assert after.kept < before.kept
+        assert all(not (after[name] & ~before[name]).any() for name in before)
+
+
+def test_a_cycle_that_diverges_ends_the_run(quick, monkeypatch):
+    history = History([{"epoch": 0, "test_accuracy": 10.0}], diverged_epoch=1)
+    calls = []
+    monkeypatch.setattr(module, "train", lambda *a, **k: calls.append(1) or history)
+    record = execute(replace(quick, cycles=2), CPU, Speed())
+    assert record["status"] == "diverged" and len(calls) == 1
+    assert [row["cycle"] for row in record["cycle_results"]] == [1]
+
+
+def test_cycles_are_recorded(quick):
+    record = run(replace(quick, cycles=2), device="cpu")
+    assert [row["cycle"] for row in record["cycle_results"]] == [1, 2]
+    assert all(0 <= row["accuracy_last"] <= row["accuracy_best"] for row in record["cycle_results"])
+
+
+def test_shuffling_moves_the_masks_and_keeps_every_layers_density(quick, trainings):
+    plain, moved = (execute(replace(quick, shuffle=shuffle), CPU, Speed()) for shuffle in (False, True))
+    assert plain["layers"] == moved["layers"]
+    (_, before), (_, after) = trainings
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
+def test_reinitialising_draws_other_weights_under_the_same_masks(quick, trainings):
+    execute(quick, CPU, Speed())
+    execute(replace(quick, reinitialise=True), CPU, Speed())
+    (old, before), (new, after) = trainings
+    expected = models.reinitialise(models.build("mlp", "digits", width=0.25), NEW_WEIGHTS).state_dict()
+    for name, mask in before.items():
+        assert torch.equal(mask, after[name])
+        assert not torch.equal(old[name], new[name])
+        assert torch.equal(new[name], expected[name] * mask)
+
+
+@pytest.mark.parametrize("pruner", ["snip", "grasp"])
+def test_methods_that_need_data_score_on_the_training_set(pruner, quick, monkeypatch):
+    seen = []
+    original = data.scoring_batches
+    monkeypatch.setattr(data, "scoring_batches", lambda *a, **k: seen.append(k) or original(*a, **k))
+    execute(replace(quick, pruner=pruner, seed=4), CPU, Speed())
+    assert seen == [{"seed": 4}]
+
+
+def test_options_reach_the_pruning(quick):
+    dataset = loaded("digits", CPU)
+    model = models.build("mlp", "digits", width=0.25)
+    plain = pruned(quick, model, dataset)
+    by_layer = pruned(replace(quick, scope="layer"), model, dataset)
+    inverted = pruned(replace(quick, invert=True), model, dataset)
+    assert (by_layer.layers()["density"] - 0.1).abs().max() < 0.01 < (plain.layers()["density"] - 0.1).abs().max()
+    assert not any((plain[name] & inverted[name]).any() for name in plain)
+
+
+def test_surviving_only_lowers_the_scores_of_what_is_gone():
+    model = models.build("mlp", "digits", width=0.1)
+    live = {name: torch.ones_like(p, dtype=torch.bool) for name, p in model.named_parameters() if "weight" in name}
+    among = Masks(
+        {name: torch.rand(mask.shape, generator=torch.Generator().manual_seed(1)) < 0.5 for name, mask in live.items()}
+    )
+    plain = SALIENCIES["magnitude"](model, among)
+    scores = surviving(SALIENCIES["magnitude"], among, invert=False)(model, live)
+    for name, score in scores.items():
+        assert torch.equal(score[among[name]], plain[name][among[name]])
+        assert (score[~among[name]] < 0).all()
