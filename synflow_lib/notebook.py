@@ -209,7 +209,13 @@ def _run(
     with tempfile.TemporaryDirectory(prefix="synflow-", ignore_cleanup_errors=True) as scratch, _papermill_silent():
         partial = Path(scratch) / "partial.ipynb"
         source, target = (str(path).replace("{", "{{").replace("}", "}}") for path in (notebook, partial))
-        options = {"kernel_name": "python3", "language": "python", "progress_bar": False, "cwd": notebook.parent}
+        options = {
+            "kernel_name": "python3",
+            "language": "python",
+            "progress_bar": False,
+            "cwd": notebook.parent,
+            "start_timeout": 300,
+        }
         client = {"kernel_manager_class": _kernel_manager(scratch, environment), "coalesce_streams": True}
         try:
             papermill.execute_notebook(source, target, given, execution_timeout=timeout, **options, **client)
@@ -219,6 +225,8 @@ def _run(
             failure = "TimeoutError", f"the cell took more than {timeout:.0f} s"
         except DeadKernelError:
             failure = "DeadKernelError", "the kernel died, as it does when memory runs out"
+        except RuntimeError as error:  # jupyter_client's, for a kernel that does not answer
+            failure = "RuntimeError", str(error)
         return read(partial), failure
 
 
@@ -256,6 +264,12 @@ def _kernel_manager(scratch: str, environment: dict[str, str]) -> type:
             if sys.platform != "win32" and len(str(socket)) < 90:  # a socket's path ends at 104 bytes on macOS
                 self.transport, self.ip = "ipc", str(socket)
 
+        async def start_kernel(self, **options: object) -> None:
+            with open(
+                Path(scratch) / "kernel.log", "wb"
+            ) as log:  # else an interrupted kernel complains on the terminal
+                await super().start_kernel(stdout=log, stderr=log, **options)
+
     return ThisPython
 
 
@@ -274,17 +288,15 @@ def _papermill_silent():
 def _note_failure(ran: "NotebookNode", name: str, message: str) -> int:
     """Return the position of the cell that failed, counted from 1, and leave an error in it where there is none.
 
-    A time-out and a dead kernel leave no traceback. The cell is the last one that papermill marked as begun.
+    A time-out and a dead kernel leave no traceback. The cell is the last one that papermill marked as begun, the
+    first one where the kernel did not even start.
     """
     import nbformat
 
-    begun = [
-        (position, cell)
-        for position, cell in enumerate(_own_cells(ran), start=1)
-        if cell.cell_type == "code" and cell.metadata.papermill.get("exception") is not None
-    ]
-    position, cell = begun[-1]
-    if not any(output.output_type == "error" for output in cell.outputs):
+    code = [place for place in enumerate(_own_cells(ran), start=1) if place[1].cell_type == "code"]
+    begun = [place for place in code if place[1].metadata.papermill.get("exception") is not None]
+    position, cell = begun[-1] if begun else code[0]
+    if not any(output.get("ename") == name for output in cell.outputs):
         error = nbformat.v4.new_output("error", ename=name, evalue=message, traceback=[_last_line(name, message)])
         cell.outputs.append(error)
     return position
