@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 SIZE_LIMIT = 300_000  # bytes of a committed notebook; code hosts stop rendering much larger ones
 ADDED_TAGS = {"injected-parameters", "papermill-error-cell-tag"}  # cells that papermill adds to what it runs
+ADDRESS = re.compile(r" at 0x[0-9a-f]+(?=>)")  # where an object lies in memory
+STYLED_TABLE = re.compile(r"\bT_[0-9a-f]{5}(?=_|\b)")  # pandas' identifier of a styled table
 PROGRESS_BAR = re.compile(r"\d+%\|.*\||\[\d+:\d\d(:\d\d)?[<,].*\]")  # how tqdm draws, with and without a total
 
 
@@ -324,6 +326,10 @@ def _normalise(cell: "NotebookNode", where: str) -> None:
         if "data" in output:
             output.metadata = {}
             output.data = {kind: value for kind, value in output.data.items() if "widget" not in kind}
+            if "text/html" in output.data:  # pandas draws an identifier for every styled table
+                output.data["text/html"] = STYLED_TABLE.sub("T_table", output.data["text/html"])
+            if "text/plain" in output.data:
+                output.data["text/plain"] = ADDRESS.sub("", output.data["text/plain"])
 
 
 def _set_threads() -> None:

@@ -234,6 +234,14 @@ def test_the_heading_is_title_and_question(write_chapter, source, title, questio
     assert notebook.heading(write_chapter("04_x", ("m", source))) == (title, question)
 
 
+def test_refresh_gives_the_same_file_again(write_chapter):
+    styled = "import pandas as pd\npd.DataFrame({'a': [0.5]}).style.format('{:.2f}')"
+    source = write_chapter("07_panel", ("c", PARAMETERS, "parameters"), ("c", styled), ("c", "object()"))
+    first = notebook.refresh(source).read_bytes()
+    assert notebook.refresh(source).read_bytes() == first
+    assert b"0.50" in first and b" at 0x" not in first
+
+
 def test_two_processes_run_chapters_at_once(chapter, tmp_path):
     run = "import sys; from synflow_lib.notebook import execute; execute(*sys.argv[1:])"
     command = [sys.executable, "-c", run, str(chapter)]

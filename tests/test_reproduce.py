@@ -1,0 +1,196 @@
+import json
+import re
+import shutil
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from synflow_lib import notebook, paths
+from synflow_lib import reproduce as module
+from synflow_lib.errors import InputError
+from synflow_lib.reproduce import PANELS, plan, refresh, reproduce
+
+PARAMETERS = ("c", 'dataset: str = "digits"\nmodel: str = "vgg11"\nrecipe: str = "smoke"', "parameters")
+DRAWS = """import matplotlib.pyplot as plt
+from synflow_lib import paths
+paths.figures().mkdir(parents=True, exist_ok=True)
+fig = plt.figure(figsize=(1, 1))
+for kind in ("png", "svg"):
+    fig.savefig(paths.figures() / f"03_density.{kind}")"""
+
+
+@pytest.fixture
+def chapters(write_chapter):
+    """Three chapters: 03 draws a figure, 04 fails, 07 has the parameters of a panel."""
+    write_chapter(
+        "03_network_wise", ("m", "# 03 Conservation\n\nDoes $a$ equal $b$?"), ("c", "", "parameters"), ("c", DRAWS)
+    )
+    write_chapter("04_collapse", ("m", "# 04 Collapse"), ("c", "n: int = 0", "parameters"), ("c", "1 / n"))
+    write_chapter("07_panel", ("m", "# 07 Panel"), PARAMETERS, ("c", "print(dataset, model, recipe)"))
+    return paths.notebooks()
+
+
+@pytest.fixture
+def fake_execute(monkeypatch):
+    """Chapters "run" without a kernel: the list of what ran; `ran.stop_at` raises Ctrl-C there."""
+
+    class Ran(list):
+        stop_at = None
+
+    ran = Ran()
+
+    def execute(source, out, parameters=None, *, timeout=None, environment=None):
+        if out.stem == ran.stop_at:
+            raise KeyboardInterrupt
+        ran.append(out.stem)
+        figure = Path(environment["SYNFLOW_FIGURES"]) / f"{source.name[:2]}_density.png"
+        figure.write_bytes(b"png")
+        shutil.copy(source, out)
+        if source.name.startswith("04"):
+            raise notebook.NotebookFailed(source.name, 3, "ZeroDivisionError: division by zero")
+        return out
+
+    monkeypatch.setattr(notebook, "execute", execute)
+    return ran
+
+
+def index() -> str:
+    return (paths.build() / "quick" / "index.html").read_text()
+
+
+# which chapters ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["03", "3", 3, "03_network_wise", "network_wise"])
+def test_a_chapter_has_many_names(chapters, name):
+    assert [job.name for job in plan([name])] == ["03_network_wise"]
+
+
+def test_chapters_come_in_order_and_once(chapters):
+    assert [job.number for job in plan(["07", "3", "03"])] == ["03", "07"]
+    assert [job.number for job in plan()] == ["03", "04", "07"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"only": ["05"]}, r"unknown chapter '05' \(known: 03, 04, 07\)"),
+        ({"panels": "cifar1"}, r"unknown panel 'cifar1'; did you mean 'cifar10'"),
+        ({"only": ["03"], "recipe": "fast"}, "none of these chapters has a parameter 'recipe'"),
+        ({"panels": "all", "recipe": 3}, r"parameter 'recipe' in 07_panel\.ipynb must be str"),
+    ],
+)
+def test_what_cannot_be_run_is_refused_before_anything_runs(chapters, fake_execute, arguments, sentence):
+    with pytest.raises(InputError, match=sentence):
+        reproduce(**arguments)
+    assert fake_execute == []
+
+
+def test_no_chapters_is_a_sentence(tmp_path, monkeypatch):
+    monkeypatch.setenv("SYNFLOW_HOME", str(tmp_path))
+    with pytest.raises(InputError, match=r"no chapters in .*notebooks; set SYNFLOW_HOME"):
+        plan()
+
+
+def test_the_panels_are_chapter_07_with_names_of_their_own(chapters):
+    jobs = plan(panels="all", recipe="fast")
+    assert len(jobs) == len(PANELS) == 12 and len({job.name for job in jobs}) == 12
+    assert jobs[0].name == "07_cifar10_vgg11" and jobs[0].timeout is None
+    assert jobs[0].parameters == {"dataset": "cifar10", "model": "vgg11", "recipe": "fast"}
+    assert [job.name for job in plan(["03"], panels="cifar10_vgg16")] == ["03_network_wise", "07_cifar10_vgg16"]
+    assert len(plan(panels="tiny-imagenet")) == 4 and len(plan(panels=True)) == 12
+
+
+# running ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_failing_chapter_is_named_and_does_not_stop_the_others(chapters, capfd):
+    committed = paths.home() / "figures"
+    assert reproduce() == 1
+    out = paths.build() / "quick"
+    told = capfd.readouterr()
+    assert re.search(r"03_network_wise +\d+ s  passed +1\n", told.out)
+    assert re.search(r"04_collapse +\d+ s  failed +0\n", told.out) and re.search(r"07_panel +\d+ s  passed", told.out)
+    assert "04_collapse failed in cell 3: ZeroDivisionError: division by zero" in told.out
+    assert told.out.rstrip().endswith("index.html") and told.err == ""
+    assert "ZeroDivisionError" in (out / "04_collapse.html").read_text()
+    assert "digits vgg11 smoke" in (out / "07_panel.html").read_text()
+    for source in re.findall(r'<img src="([^"]*)"', index()) + re.findall(r'<a href="([^"#]*)', index()):
+        assert (out / source).is_file()
+    assert '<img src="figures/03_density.png"' in index() and "<math " in index()
+    assert not committed.exists() and not paths.figures().exists()  # figures of the project stay as they are
+
+
+def test_what_is_up_to_date_is_not_run_again(chapters, fake_execute, capfd):
+    assert reproduce(["03", "07"]) == 0
+    assert reproduce(["03", "07"]) == 0
+    assert fake_execute == ["03_network_wise", "07_panel"]
+    assert capfd.readouterr().out.count("up to date") == 4  # a line and a row of the table each
+    reproduce(["03"], force=True)
+    assert fake_execute.pop() == "03_network_wise" and len(fake_execute) == 2
+
+
+@pytest.mark.parametrize("change", ["source", "page", "figure", "library", "parameters", "manifest"])
+def test_every_change_runs_a_chapter_again(chapters, fake_execute, monkeypatch, change):
+    out = paths.build() / "quick"
+    reproduce(["07"])
+    if change == "source":
+        node = nbformat.read(chapters / "07_panel.ipynb", 4)
+        node.cells[2].source += "\n"
+        nbformat.write(node, chapters / "07_panel.ipynb")
+    elif change == "library":
+        monkeypatch.setattr(module, "_surroundings", lambda: "another version")
+    elif change == "manifest":  # half a file, as a full disk leaves it
+        (out / "manifest.json").write_text('{"07_pa')
+    elif change != "parameters":
+        (out / {"page": "07_panel.html", "figure": "figures/07_density.png"}[change]).unlink()
+    reproduce(["07"], recipe="fast" if change == "parameters" else None)
+    assert fake_execute == ["07_panel"] * 2
+
+
+def test_a_failed_chapter_is_tried_again(chapters, fake_execute):
+    assert [reproduce(["04"]), reproduce(["04"])] == [1, 1]
+    assert fake_execute == ["04_collapse"] * 2
+
+
+def test_ctrl_c_keeps_what_is_done(chapters, fake_execute, capfd):
+    fake_execute.stop_at = "04_collapse"
+    assert reproduce() == 130
+    assert "stopped: 1 done, 2 not" in capfd.readouterr().out
+    assert ">passed<" in index() and index().count(">not run<") == 2
+    fake_execute.stop_at = None
+    assert reproduce() == 1
+    assert fake_execute == ["03_network_wise", "04_collapse", "07_panel"]
+
+
+def test_the_index_keeps_chapters_of_earlier_calls_and_says_when_they_are_old(chapters, fake_execute):
+    reproduce(["03"])
+    reproduce(["07"])
+    assert index().count(">passed<") == 2
+    node = nbformat.read(chapters / "03_network_wise.ipynb", 4)
+    node.cells[0].source += "!"
+    nbformat.write(node, chapters / "03_network_wise.ipynb")
+    reproduce(["07"])
+    assert ">outdated<" in index() and index().count(">passed<") == 1
+
+
+def test_the_figures_of_panels_do_not_meet(chapters, fake_execute):
+    assert reproduce(panels="cifar10") == 0
+    manifest = json.loads((paths.build() / "quick" / "manifest.json").read_text())
+    assert len(manifest) == 4 and manifest["07_cifar10_vgg16"]["parameters"]["model"] == "vgg16"
+    assert 'src="figures/07_cifar10_vgg16/07_density.png"' in index()
+    assert "Panel (cifar10, vgg16)" in index()
+
+
+def test_refresh_renews_what_it_can_and_names_the_rest(chapters, monkeypatch, capfd):
+    def renew(path):
+        if path.name.startswith("04"):
+            raise notebook.NotebookFailed(path.name, 3, "ZeroDivisionError")
+
+    monkeypatch.setattr(notebook, "refresh", renew)
+    assert refresh() == 1
+    told = capfd.readouterr().out
+    assert "04_collapse left as it was: 04_collapse.ipynb failed in cell 3: ZeroDivisionError" in told
+    assert "2 of 3 chapters refreshed" in told
+    assert refresh(["03"]) == 0
