@@ -58,8 +58,12 @@ def define_reproduce(commands) -> None:
     sub.add_argument("--only", nargs="+", metavar="NN", help="chapters by their number (default: all)")
     sub.add_argument("--force", action="store_true", help="execute again what is up to date")
     sub.add_argument("--out", type=Path, metavar="DIR", help="where the executed chapters go")
-    sub.add_argument("--panels", metavar="all", help="also the benchmark panel for each published data set and model")
-    sub.add_argument("--recipe", help="recipe of those panels")
+    sub.add_argument(
+        "--panels",
+        metavar="WHICH",
+        help="chapter 07 for each panel of figure 6: all, or a data set, a model or a pair such as cifar10_vgg16",
+    )
+    sub.add_argument("--recipe", help="how networks are trained, in the chapters that train")
 
 
 def define_bench(commands) -> None:
@@ -72,9 +76,7 @@ def define_bench(commands) -> None:
     sub.add_argument("--dataset", **several, default=["digits"])
     sub.add_argument("--model", **several, default=["vgg11"])
     sub.add_argument("--pruner", **several, default=["synflow"])
-    sub.add_argument(
-        "--compression", **several, type=float, default=[10.0], help="weights before / after: 100 keeps 1 %%"
-    )
+    sub.add_argument("--compression", **several, type=float, default=[10.0], help="weights before / after")
     sub.add_argument("--seed", **several, type=int, default=[0])
     sub.add_argument("--recipe", **several, default=["fast"])
     sub.add_argument("--width", type=float, default=1.0, help="factor on the channels of every layer")
@@ -117,12 +119,8 @@ def define_prune(commands) -> None:
         "--out masks.safetensors",
     )
     sub.add_argument("--model", required=True, help="one of ours, or torchvision:NAME for a classifier of torchvision")
-    sub.add_argument(
-        "--dataset", help="decides the input and the classes (default: digits), and what snip and grasp see"
-    )
-    sub.add_argument(
-        "--input-shape", type=int, nargs=3, metavar=("C", "H", "W"), help="of one image, for torchvision's"
-    )
+    sub.add_argument("--dataset", help="decides input and classes (default: digits), and what snip and grasp see")
+    sub.add_argument("--input-shape", type=int, nargs=3, metavar=("C", "H", "W"), help="of an image, for torchvision's")
     sub.add_argument("--method", default="synflow")
     sub.add_argument("--compression", type=float, required=True, help="weights before / after: 100 keeps 1 %%")
     sub.add_argument("--iterations", type=int, help="scoring rounds (default: the method's own)")

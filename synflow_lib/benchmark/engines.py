@@ -109,7 +109,7 @@ def team(places: Sequence[str], threads: int, todo: deque[Run], report: Report) 
                 return
             report(worker.twice(run))
 
-    listeners = [threading.Thread(target=serve, args=(worker,), daemon=True) for worker in members]
+    listeners = [threading.Thread(target=serve, args=(worker,), name="listener", daemon=True) for worker in members]
     try:
         for listener in listeners:
             listener.start()
