@@ -93,17 +93,17 @@ def _style(pruner: str) -> dict:
     return {"color": COLOURS.get(pruner, "black"), "marker": MARKERS.get(pruner, "o")}
 
 
-def layer_kept(tables: Mapping[str, pd.DataFrame]) -> Figure:
+def layer_kept(tables: Mapping[str, pd.DataFrame], colour: str = "black") -> Figure:
     """Weights kept in each layer, one axis per pruner side by side; an emptied layer is a cross on the floor.
 
-    `tables` maps a pruner to `Masks.layers()`.
+    `tables` maps a pruner, or any other label (drawn in `colour`), to `Masks.layers()`.
     """
     figure, grid = axes(columns=len(tables), width=2.1, height=2.6, sharey=True)
     for axis, (pruner, table) in zip(grid[0], tables.items(), strict=True):
         position, kept = np.arange(1, len(table) + 1), table["kept"].to_numpy()
         alive = kept > 0
         axis.plot(position, table["size"], color="#c8c8c8", linewidth=1.2)
-        axis.bar(position[alive], kept[alive], color=COLOURS.get(pruner, "black"), width=0.7)
+        axis.bar(position[alive], kept[alive], color=COLOURS.get(pruner, colour), width=0.7)
         axis.plot(position[~alive], np.full((~alive).sum(), 1.0), "x", color="black", markersize=6, markeredgewidth=1.5)
         verdict = "no layer empty" if alive.all() else f"{(~alive).sum()} of {len(table)} layers empty"
         axis.set_title(f"{NAMES.get(pruner, pruner)}\n{verdict}", fontsize=9)
@@ -162,7 +162,7 @@ def flow_in_out(tables: Mapping[str, pd.DataFrame]) -> Figure:
         for each in (axis.xaxis, axis.yaxis):
             each.set_ticks(ticks, labels=[f"{tick:.0e}" if tick else "0" for tick in ticks], fontsize=7)
             each.set_minor_locator(plt.NullLocator())
-        axis.set_title(f"{NAMES.get(pruner, pruner)}\nworst error {table['error'].max():.1e}", fontsize=9)
+        axis.set_title(f"{NAMES.get(pruner, pruner)}\nworst error {table['error'].max():.2g}", fontsize=9)
         axis.set_xlabel("saliency into the unit")
     grid[0, 0].set_ylabel("saliency out of the unit")
     return figure
@@ -183,6 +183,8 @@ def mean_score_against_size(table: pd.DataFrame, reference: pd.DataFrame | None 
         axis.set_title("\n".join(lines), fontsize=8.5)
         axis.set(xscale="log", yscale="log", xlabel="1 / layer size")
         axis.yaxis.set_minor_formatter(plt.NullFormatter())
+        low, high = axis.get_ylim()
+        axis.set_ylim(min(low, high / 20), high)  # at least one labelled power of ten
     grid[0, 0].set_ylabel("mean score of the layer")
     return figure
 
@@ -234,7 +236,7 @@ def accuracy_panel(table: pd.DataFrame, band: pd.DataFrame | None = None, title:
 def accuracy_grid(
     bands: Mapping[tuple[str, str], pd.DataFrame], tables: Mapping[tuple[str, str], pd.DataFrame]
 ) -> Figure:
-    """The paper's figure 6: one panel per (data set, model), data sets in rows; ours over the bands where we have it."""
+    """The paper's figure 6: one panel per (data set, model), data sets in rows; ours over the bands."""
     datasets = list(dict.fromkeys(dataset for dataset, _ in bands))
     models = list(dict.fromkeys(model for _, model in bands))
     figure, grid = axes(columns=len(models), rows=len(datasets), width=2.5, height=2.1, sharex=True, sharey="row")
@@ -315,3 +317,76 @@ def heatmap(table: pd.DataFrame, label: str, vmin: float = -1, vmax: float = 1) 
 def power_of_ten(value: float) -> str:
     """10 to a power for labels: 10^2.50 for 316."""
     return f"10^{math.log10(value):.2f}"
+
+
+def cut_totals(table: pd.DataFrame) -> Figure:
+    """Totals over many cuts, one column of dots per score, each divided by its mean: conserved scores all lie at 1."""
+    figure, grid = axes(width=5.2, height=2.9)
+    axis, generator = grid[0, 0], np.random.default_rng(0)
+    for position, (name, column) in enumerate(table.items()):
+        jitter = generator.uniform(-0.28, 0.28, len(column))
+        axis.plot(position + jitter, column, ".", color=COLOURS.get(name, "black"), markersize=3, alpha=0.6)
+    axis.axhline(1, color="black", linewidth=0.8, linestyle="--", zorder=0)
+    axis.set_xticks(range(len(table.columns)), labels=[NAMES.get(name, name) for name in table.columns])
+    axis.set(ylabel="total over the cut / mean of all cuts")
+    return figure
+
+
+def cycles(ours: pd.DataFrame, authors: pd.DataFrame) -> Figure:
+    """Accuracy after iterative pruning against compression, a line per number of cycles; ours left, published right.
+
+    Both tables have the columns cycles, log10_compression, accuracy_last.
+    """
+    figure, grid = axes(columns=2, width=3.4, height=2.8)
+    shades = sns.color_palette("viridis", 1 + max(ours["cycles"].max(), authors["cycles"].max()))
+    for axis, table, title in zip(grid[0], (ours, authors), ("ours", "authors, VGG-11 on CIFAR-10"), strict=True):
+        for number, part in table.groupby("cycles"):
+            part = part.sort_values("log10_compression")
+            axis.plot(part["log10_compression"], part["accuracy_last"], ".-", color=shades[number], label=number)
+        axis.set(title=title, xlabel="log₁₀ compression")
+        axis.legend(title="cycles", loc="lower left")
+    grid[0, 0].set_ylabel("top-1 accuracy, last epoch (%)")
+    return figure
+
+
+def drift(squares: pd.DataFrame, slopes: Mapping[str, pd.Series]) -> Figure:
+    """Left, mean squared weight of each layer against 1/size before and after training; right, the slope by epoch.
+
+    `squares` has epoch, inverse_size, average_score; `slopes` maps a label to a series over epochs.
+    """
+    figure, grid = axes(columns=2, width=3.4, height=2.8)
+    ends = {"before training": squares["epoch"].min(), "after training": squares["epoch"].max()}
+    for colour, (label, epoch) in zip(("#8a8a8a", COLOURS["magnitude"]), ends.items(), strict=True):
+        part = squares[squares["epoch"] == epoch]
+        grid[0, 0].plot(part["inverse_size"], part["average_score"], "o", color=colour, label=label)
+    grid[0, 0].set(xscale="log", yscale="log", xlabel="1 / layer size", ylabel="mean squared weight")
+    grid[0, 0].legend()
+    for colour, (label, series) in zip(sns.color_palette("colorblind"), slopes.items(), strict=False):
+        grid[0, 1].plot(series.index / series.index.max(), series, color=colour, label=label)
+    grid[0, 1].axhline(1, color="black", linewidth=0.8, linestyle="--")
+    grid[0, 1].text(1, 0.99, "equal layer totals", ha="right", va="top", fontsize=8)
+    grid[0, 1].set(xlabel="share of training", ylabel="slope of the logarithms", ylim=(0, 1.05))
+    grid[0, 1].legend(loc="lower right")
+    return figure
+
+
+def schedule_ratios(ours: pd.DataFrame, authors: pd.DataFrame) -> Figure:
+    """Largest removed score over flow against the number of iterations, per schedule (the paper's figure 7).
+
+    `ours` has compression (a label), schedule, iterations, ratio; `authors` log10_compression instead of the label.
+    """
+    figure, grid = axes(columns=3, width=3.0, height=2.8, sharey=True)
+    for axis, schedule in zip(grid[0], ("exponential", "linear"), strict=False):
+        part = ours[ours["schedule"] == schedule]
+        lines(axis, part, "iterations", "ratio", by="compression", title=f"ours, {schedule}", xlabel="iterations")
+        axis.legend(title="compression")
+    part = authors[authors["log10_compression"] == 3]
+    lines(
+        grid[0, 2], part, "iterations", "ratio", by="schedule", title="authors, compression 10^3", xlabel="iterations"
+    )
+    grid[0, 2].legend()
+    for axis in grid[0]:
+        axis.axhline(1, color="black", linewidth=0.8, linestyle="--")
+        axis.set(xscale="log", yscale="log")
+    grid[0, 0].set_ylabel("largest removed score / flow")
+    return figure
