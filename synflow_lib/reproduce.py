@@ -319,10 +319,10 @@ def _outcome(name: str, happened: str, entry: dict) -> str:
 def _report(done: dict[str, str], manifest: dict[str, dict]) -> None:
     """Print chapter, time, status and number of figures, then what failed and what could not be shown."""
     width = max(map(len, ["chapter", *done]))
-    print(f"\n{'chapter':<{width}}  {'time':>8}  {'status':<10}  figures")
+    print(f"\n{'chapter':<{width}}  {'time':>11}  {'status':<10}  figures")
     for name, happened in done.items():
         entry = manifest[name]
-        print(f"{name:<{width}}  {_duration(entry['seconds']):>8}  {happened:<10}  {len(entry['figures'])}")
+        print(f"{name:<{width}}  {_duration(entry['seconds']):>11}  {happened:<10}  {len(entry['figures'])}")
     for name, happened in done.items():
         if happened == "failed":
             print(f"{name} failed in {manifest[name]['reason']}")

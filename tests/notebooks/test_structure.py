@@ -13,6 +13,7 @@ FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
 CHAPTERS = sorted(FOLDER.glob("*.ipynb"))
 LONGEST_CELL = 20  # lines
 ABSOLUTE = re.compile(r"(?<![\w.:/<])/(?:home|Users|root|tmp|var|usr|opt|mnt|work|private)/\w|\b[A-Z]:\\\w")
+OBJECT = re.compile(r"<[\w.]+( object)?>")  # all that Python has to say of something not meant to be read
 CHECKED = "nbval-check-output"
 
 pytestmark = pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
@@ -71,6 +72,11 @@ def test_formulas_and_links_hold_on_the_page(path):
         renderer = pages._Renderer(FOLDER / "page.html", [])
         pages.MarkdownWithMath(renderer=renderer).render(cell.source)
         assert renderer.problems == []
+        for row in re.findall(r"^\|.*\|$", cell.source, flags=re.MULTILINE):
+            formulas = re.findall(r"\$([^$]*)\$", row)
+            assert not any("|" in formula for formula in formulas), (
+                rf"a bar ends the cell of a table; write \vert: {row}"
+            )
         for address in re.findall(r"\]\(([^)#\s]+)", cell.source):
             assert re.match(r"[a-z]+:", address) or (FOLDER / address).exists(), f"a link to nothing: {address}"
 
@@ -93,6 +99,7 @@ def test_stored_outputs_are_clean(path):
             assert output.output_type != "error"
             assert output.get("name") != "stderr", output.text
             assert not ABSOLUTE.search(text_of(output)), text_of(output)
+            assert not OBJECT.fullmatch(text_of(output).strip()), f"end the cell with a semicolon: {text_of(output)}"
 
 
 def test_some_numbers_are_checked_and_only_in_cells_of_text(path):
