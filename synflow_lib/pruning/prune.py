@@ -55,6 +55,8 @@ def prune(
     if iterations < 1:
         raise InputError(f"iterations must be at least 1, not {iterations}")
 
+    if compression == 1:
+        iterations = 1  # nothing goes, but a method or a batch that cannot be used should still be refused
     live = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in prunable(model).items()}
     for k in range(1, iterations + 1):
         scores = score(
