@@ -7,6 +7,7 @@ that knows papermill.
 
 import contextlib
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -14,6 +15,7 @@ import re
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -165,8 +167,9 @@ def execute(
 def refresh(notebook: Path) -> Path:
     """Run `notebook` at its defaults and renew its stored outputs in place, without anything that differs by chance.
 
-    Counts, timings and papermill's metadata go, text and PNG stay, and metadata.synflow.source_sha256 ties them
-    to the source. Raises NotebookFailed or InputError (text on stderr, more than 300 KB) and then changes nothing.
+    Timings and papermill's metadata go, counts begin at 1, text and PNG stay, and metadata.synflow.source_sha256
+    ties them to the source. Raises NotebookFailed or InputError (text on stderr, more than 300 KB) and then changes
+    nothing.
     """
     notebook = Path(notebook)
     with tempfile.TemporaryDirectory(prefix="synflow-") as scratch:
@@ -177,8 +180,9 @@ def refresh(notebook: Path) -> Path:
         "language_info": {"name": "python", "pygments_lexer": "ipython3"},
         "synflow": {"source_sha256": source_hash(notebook)},
     }
+    counts = itertools.count(1)
     for position, cell in enumerate(ran.cells, start=1):
-        _normalise(cell, f"{notebook.name}, cell {position}")
+        _normalise(cell, counts, f"{notebook.name}, cell {position}")
     sizes = {position: len(json.dumps(cell)) for position, cell in enumerate(ran.cells, start=1)}
     if sum(sizes.values()) > SIZE_LIMIT:
         largest = max(sizes, key=sizes.get)
@@ -312,17 +316,17 @@ def _own_cells(notebook: "NotebookNode") -> list["NotebookNode"]:
     return [cell for cell in notebook.cells if ADDED_TAGS.isdisjoint(cell.metadata.get("tags", []))]
 
 
-def _normalise(cell: "NotebookNode", where: str) -> None:
+def _normalise(cell: "NotebookNode", counts: Iterator[int], where: str) -> None:
     cell.metadata = {"tags": cell.metadata.tags} if cell.metadata.get("tags") else {}
     if cell.cell_type != "code":
         return
-    cell.execution_count = None
+    cell.execution_count = next(counts)  # as if run once from top to bottom; nbval takes a cell without one for unrun
     for output in cell.outputs:
         if output.output_type == "stream" and output.name == "stderr":
             line = output.text.strip().splitlines()[-1]
             raise InputError(f"{where} writes to stderr, which readers would see under it: {line!r}; remove its cause")
         if output.output_type == "execute_result":
-            output.execution_count = None
+            output.execution_count = cell.execution_count
         if "data" in output:
             output.metadata = {}
             output.data = {kind: value for kind, value in output.data.items() if "widget" not in kind}

@@ -78,7 +78,8 @@ def reproduce(
             for job in jobs:
                 begin(job.name)
                 done[job.name] = _run_unless_current(job, out, surroundings, force)
-                begin(None, _outcome(job.name, done[job.name], _manifest(out)[job.name]))
+                sentence = _outcome(job.name, done[job.name], _manifest(out)[job.name])
+                begin(None, sentence, bad=done[job.name] == "failed")
     except KeyboardInterrupt:
         left = len(jobs) - len(done)
         print(f"\nstopped: {len(done)} done, {left} not; the same command goes on where this one stopped")
@@ -102,7 +103,7 @@ def refresh(only: Sequence[str] | None = None) -> int:
                 begin(None, f"{job.name} refreshed in {_duration(time.monotonic() - began)}")
             except (InputError, notebook.NotebookFailed) as error:
                 failures.append(str(error))
-                begin(None, f"{job.name} left as it was: {error}")
+                begin(None, f"{job.name} left as it was: {error}", bad=True)
     print(f"{len(jobs) - len(failures)} of {len(jobs)} chapters refreshed")
     return int(bool(failures))
 
@@ -134,8 +135,8 @@ def write_index(out: Path, surroundings: str) -> Path:
         if (file := paths.notebooks() / entry["notebook"]).exists():
             known[name] = Job(name, file, entry["parameters"])
     cards = [_card(known[name], manifest.get(name), out, surroundings) for name in sorted(known)]
-    made_by = {**provenance.environment(), "revision": provenance.revision()}
-    return pages.write_index(cards, made_by, f"{datetime.now().astimezone():%-d %B %Y, %H:%M}", out / "index.html")
+    now = datetime.now().astimezone()
+    return pages.write_index(cards, provenance.environment(), f"{now.day} {now:%B %Y, %H:%M}", out / "index.html")
 
 
 def _chosen(only: Sequence[str] | None, chapters: dict[str, Path]) -> list[str]:
@@ -273,8 +274,8 @@ def _card(job: Job, entry: dict | None, out: Path, surroundings: str):
 def _progress(names: list[str]) -> Iterator[Callable[..., None]]:
     """Give a function to call with the name that begins, and with None and a sentence when it ends.
 
-    On a terminal it moves one bar over all chapters, with the running one and its time beside it; elsewhere each
-    sentence is a line.
+    On a terminal it moves one bar over all chapters, with the running one and its time beside it, and prints only
+    the bad sentences; elsewhere each sentence is a line.
     """
     running: list[tuple[str, float]] = []
     over = threading.Event()
@@ -288,7 +289,7 @@ def _progress(names: list[str]) -> Iterator[Callable[..., None]]:
             for name, began in list(running):
                 bar.set_postfix_str(f"{name} {_duration(time.monotonic() - began)}")
 
-    def begin(name: str | None, sentence: str = "") -> None:
+    def begin(name: str | None, sentence: str = "", bad: bool = False) -> None:
         running.clear()
         if name is not None:
             running.append((name, time.monotonic()))
@@ -296,7 +297,7 @@ def _progress(names: list[str]) -> Iterator[Callable[..., None]]:
             return
         if not terminal:
             print(sentence, flush=True)
-        elif "failed" in sentence or "left as it was" in sentence:
+        elif bad:
             bar.write(sentence)
         bar.update()
 

@@ -93,8 +93,8 @@ def test_stored_outputs_belong_to_the_current_source(path):
 
 def test_stored_outputs_are_clean(path):
     assert path.stat().st_size <= notebook.SIZE_LIMIT
-    for cell in cells(path, "code"):
-        assert cell.execution_count is None and cell.metadata.keys() <= {"tags"}
+    for count, cell in enumerate(cells(path, "code"), start=1):
+        assert cell.execution_count == count and cell.metadata.keys() <= {"tags"}
         for output in cell.outputs:
             assert output.output_type != "error"
             assert output.get("name") != "stderr", output.text
