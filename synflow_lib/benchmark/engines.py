@@ -52,13 +52,14 @@ def run_all(
     resolved = devices.resolve(device)
     if threads < 1 or (workers is not None and workers < 1):
         raise InputError(f"workers and threads must be at least 1, not {workers} and {threads}")
-    pending = [run for run in dict.fromkeys(runs) if records.find(run) is None]
+    pending = [run for run in {run.key: run for run in runs}.values() if records.find(run) is None]
     if pending:
         paths.require_writable(paths.records())
     for name in dict.fromkeys(run.dataset for run in pending):
         data.prepare(name)  # once, here: not by every worker at the same time
     workers = min(workers or default_workers(resolved), len(pending))
-    with Progress(len(runs), len(runs) - len(pending), shown=progress) as report:
+    different = len({run.key for run in runs})
+    with Progress(different, different - len(pending), shown=progress) as report:
         (serial if workers <= 1 else serve)(pending, workers, resolved, threads, report)
     return records.table(runs)
 

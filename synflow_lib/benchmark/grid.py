@@ -17,6 +17,8 @@ from synflow_lib.errors import InputError, lookup
 from synflow_lib.pruning import SALIENCIES, SCHEDULES, SCOPES, check_compression, rho_max
 from synflow_lib.training import RECIPES
 
+HOW = ("pruner", "iterations", "schedule", "scope", "train_mode", "invert", "shuffle")  # fields that say how to prune
+
 
 @dataclass(frozen=True)
 class Run:
@@ -69,11 +71,14 @@ class Run:
         versions.
 
         Fields at their default (from `width` on) are left out, so a field that is added later keeps all old
-        keys.
+        keys. At compression 1 nothing is pruned, so how is left out too: the dense network is trained once and
+        all pruners share its record.
         """
         always = ("dataset", "model", "pruner", "log10_compression", "seed", "recipe")
         stated = {f.name: getattr(self, f.name) for f in fields(self)}
         stated = {f.name: stated[f.name] for f in fields(self) if f.name in always or stated[f.name] != f.default}
+        if self.log10_compression == 0:
+            stated = {name: value for name, value in stated.items() if name not in HOW}
         text = json.dumps(stated, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -85,6 +85,14 @@ def find(run: Run) -> dict[str, Any] | None:
     return record if record["settings"] == recipe(run.recipe, run.dataset, run.model).settings() else None
 
 
+def layers(run: Run) -> pd.DataFrame:
+    """What the run's masks kept: layer, size, kept, density, as `Masks.layers()`; InputError without a record."""
+    record = find(run)
+    if record is None:
+        raise InputError(f"there is no finished record of {run}: do the run first")
+    return pd.DataFrame(record["layers"]).rename(columns={"name": "layer"})
+
+
 def everything() -> Iterator[dict[str, Any]]:
     """All records of the folder, in the order of their keys."""
     for file in sorted(paths.records().glob("*.json")):

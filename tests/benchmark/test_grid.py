@@ -7,7 +7,7 @@ import pytest
 
 from synflow_lib import models
 from synflow_lib.benchmark import PUBLISHED_GRID, PUBLISHED_PANELS, Run, grid, published, published_grid
-from synflow_lib.benchmark.grid import highest_compression
+from synflow_lib.benchmark.grid import PUBLISHED_PRUNERS, highest_compression
 from synflow_lib.errors import InputError
 from synflow_lib.pruning import rho_max
 
@@ -18,7 +18,18 @@ def test_the_published_grid_is_what_the_authors_ran():
     ours = {(r.dataset, r.model, r.pruner, r.log10_compression, r.seed) for r in PUBLISHED_GRID}
     theirs = published.accuracy()[["dataset", "model", "pruner", "log10_compression", "run"]]
     assert ours == set(theirs.itertuples(index=False, name=None))
-    assert len(PUBLISHED_GRID) == len({r.key for r in PUBLISHED_GRID}) == 2340
+    assert len(PUBLISHED_GRID) == len(set(PUBLISHED_GRID)) == 2340
+    assert len({r.key for r in PUBLISHED_GRID}) == 2340 - 12 * 3 * 4  # five pruners share a dense network
+
+
+def test_pruners_share_the_record_of_the_dense_network_and_nothing_else():
+    dense = {Run("digits", "vgg11", pruner, 0, iterations=3).key for pruner in PUBLISHED_PRUNERS}
+    pruned = {Run("digits", "vgg11", pruner, 0.25).key for pruner in PUBLISHED_PRUNERS}
+    assert len(dense) == 1 and len(pruned) == 5
+    others = {
+        Run("digits", "vgg11", "snip", 0, **change).key for change in ({"seed": 1}, {"cycles": 1}, {"width": 0.5})
+    }
+    assert len(others | dense) == 4
     assert len(PUBLISHED_PANELS) == 12
 
 

@@ -5,7 +5,7 @@ from dataclasses import asdict, replace
 import pytest
 
 from synflow_lib import paths
-from synflow_lib.benchmark import records
+from synflow_lib.benchmark import Run, records, run
 from synflow_lib.errors import InputError
 from synflow_lib.training import recipe
 
@@ -113,4 +113,19 @@ def test_panels_count_what_is_done_and_what_is_missing(quick):
     records.write(record_of(quick))
     small, large = records.panels().sort_values("dataset", ascending=False).to_dict("records")
     assert small["dataset"] == "digits" and (small["done"], small["missing"]) == (1, "-")
-    assert [large[name] for name in ("done", "diverged", "failed", "missing")] == [1, 1, 1, 195 - 2]
+    assert [large[name] for name in ("done", "diverged", "failed", "missing")] == [
+        1,
+        1,
+        1,
+        183 - 2,
+    ]  # 15 cells at compression 1 are 3 networks
+
+
+def test_layers_are_those_of_the_masks_and_a_missing_run_says_so():
+    spec = Run("digits", "mlp", "magnitude", 1.0, recipe="smoke", width=0.1)
+    with pytest.raises(InputError, match="do the run first"):
+        records.layers(spec)
+    record = run(spec)
+    table = records.layers(spec)
+    assert list(table.columns) == ["layer", "size", "kept", "density"]
+    assert table["size"].sum() / table["kept"].sum() == pytest.approx(record["compression"])
