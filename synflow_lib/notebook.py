@@ -323,7 +323,9 @@ def _normalise(cell: "NotebookNode", counts: Iterator[int], where: str) -> None:
     cell.execution_count = next(counts)  # as if run once from top to bottom; nbval takes a cell without one for unrun
     for output in cell.outputs:
         if output.output_type == "stream" and output.name == "stderr":
-            line = output.text.strip().splitlines()[-1]
+            lines = output.text.strip().splitlines()
+            line = next((line for line in lines if "Warning: " in line), lines[-1])
+            line = re.sub(r"^\S+:\d+: ", "", line)  # the warning without the kernel's temporary file
             raise InputError(f"{where} writes to stderr, which readers would see under it: {line!r}; remove its cause")
         if output.output_type == "execute_result":
             output.execution_count = cell.execution_count
