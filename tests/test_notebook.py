@@ -203,6 +203,7 @@ def test_refresh_keeps_what_a_reader_sees_and_nothing_that_differs_by_chance(cha
     ("code", "sentence"),
     [
         ("import sys; print('careful', file=sys.stderr)", r"07_panel\.ipynb, cell 2 writes to stderr.*'careful'"),
+        ("import warnings; warnings.warn('rounded')", "stderr.*: 'UserWarning: rounded'"),
         (
             "import os; _ = [print(os.urandom(50).hex()) for _ in range(3500)]",
             r"would be 3\d\d KB.*cell 2 \(3\d\d KB\)",
