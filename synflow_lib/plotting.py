@@ -342,7 +342,8 @@ def cycles(ours: pd.DataFrame, authors: pd.DataFrame) -> Figure:
     for axis, table, title in zip(grid[0], (ours, authors), ("ours", "authors, VGG-11 on CIFAR-10"), strict=True):
         for number, part in table.groupby("cycles"):
             part = part.sort_values("log10_compression")
-            axis.plot(part["log10_compression"], part["accuracy_last"], ".-", color=shades[number], label=number)
+            style = {"color": shades[number]} if number else {"color": "#8a8a8a", "linestyle": "--"}
+            axis.plot(part["log10_compression"], part["accuracy_last"], marker=".", label=number, **style)
         axis.set(title=title, xlabel="log₁₀ compression")
         axis.legend(title="cycles", loc="lower left")
     grid[0, 0].set_ylabel("top-1 accuracy, last epoch (%)")
@@ -361,6 +362,7 @@ def drift(squares: pd.DataFrame, slopes: Mapping[str, pd.Series]) -> Figure:
         grid[0, 0].plot(part["inverse_size"], part["average_score"], "o", color=colour, label=label)
     grid[0, 0].set(xscale="log", yscale="log", xlabel="1 / layer size", ylabel="mean squared weight")
     grid[0, 0].legend()
+    grid[0, 0].yaxis.set_minor_formatter(plt.NullFormatter())
     for colour, (label, series) in zip(sns.color_palette("colorblind"), slopes.items(), strict=False):
         grid[0, 1].plot(series.index / series.index.max(), series, color=colour, label=label)
     grid[0, 1].axhline(1, color="black", linewidth=0.8, linestyle="--")
