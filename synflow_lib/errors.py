@@ -10,6 +10,10 @@ Value = TypeVar("Value")
 class InputError(ValueError):
     """Something the user gave cannot be used; the message is one sentence that a person can act on."""
 
+    def _render_traceback_(self) -> list[str]:
+        # IPython asks an exception for this: a notebook shows the sentence alone, and the cell still fails.
+        return [f"InputError: {self}"]
+
 
 def suggest(name: str, choices: Iterable[str]) -> str:
     """Return "; did you mean 'x'?" where a choice is close to `name`, else the empty string."""
