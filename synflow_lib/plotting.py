@@ -26,7 +26,7 @@ COLOURS = {
 }
 MARKERS = {"random": "o", "magnitude": "s", "snip": "^", "grasp": "v", "synflow": "D"}
 NAMES = {"random": "Random", "magnitude": "Magnitude", "snip": "SNIP", "grasp": "GraSP", "synflow": "SynFlow"}
-DATASET_NAMES = {"digits": "Digits", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "tiny-imagenet": "Tiny ImageNet"}
+DATASET_NAMES = {"digits": "digits", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "tiny-imagenet": "Tiny ImageNet"}
 MODEL_NAMES = {
     "vgg11": "VGG-11",
     "vgg16": "VGG-16",
@@ -184,7 +184,7 @@ def mean_score_against_size(table: pd.DataFrame, reference: pd.DataFrame | None 
         axis.set(xscale="log", yscale="log", xlabel="1 / layer size")
         axis.yaxis.set_minor_formatter(plt.NullFormatter())
         low, high = axis.get_ylim()
-        axis.set_ylim(min(low, high / 20), high)  # at least one labelled power of ten
+        axis.set_ylim(min(low, high / 20), high * 1.3)  # at least one labelled power of ten
     grid[0, 0].set_ylabel("mean score of the layer")
     return figure
 
@@ -220,6 +220,12 @@ def accuracy(axis: Axes, table: pd.DataFrame, band: pd.DataFrame | None = None) 
         bars = (runs["mean"] - runs["min"], runs["max"] - runs["mean"])
         axis.errorbar(runs["log10_compression"], runs["mean"], yerr=bars, capsize=2, elinewidth=0.9, **_style(pruner))
     axis.set(xlabel="log₁₀ compression", ylabel="top-1 accuracy (%)")
+
+
+def panel_title(dataset: str, model: str, width: float = 1.0) -> str:
+    """What a panel shows, e.g. "VGG-16 on CIFAR-10", and the share of the paper's channels where that is not all."""
+    share = "" if width == 1 else f", {width:g} of the channels"
+    return f"{MODEL_NAMES.get(model, model)} on {DATASET_NAMES.get(dataset, dataset)}{share}"
 
 
 def accuracy_panel(table: pd.DataFrame, band: pd.DataFrame | None = None, title: str = "") -> Figure:
@@ -297,7 +303,7 @@ def _logarithms(score, sample: int) -> np.ndarray:
 
 def heatmap(table: pd.DataFrame, label: str, vmin: float = -1, vmax: float = 1) -> Figure:
     """A small matrix with its numbers written in the cells, from `vmin` to `vmax`."""
-    figure, grid = axes(width=5.0, height=3.6)
+    figure, grid = axes(width=5.4, height=3.2)
     sns.heatmap(
         table,
         annot=True,
@@ -305,7 +311,6 @@ def heatmap(table: pd.DataFrame, label: str, vmin: float = -1, vmax: float = 1) 
         vmin=vmin,
         vmax=vmax,
         cmap="vlag",
-        square=True,
         ax=grid[0, 0],
         cbar_kws={"label": label},
     )
@@ -375,14 +380,14 @@ def drift(squares: pd.DataFrame, slopes: Mapping[str, pd.Series]) -> Figure:
 def schedule_ratios(ours: pd.DataFrame, authors: pd.DataFrame) -> Figure:
     """Largest removed score over flow against the number of iterations, per schedule (the paper's figure 7).
 
-    `ours` has compression (a label), schedule, iterations, ratio; `authors` log10_compression instead of the label.
+    Both tables have compression (a label such as "10^3", which of the authors' is drawn), schedule, iterations, ratio.
     """
     figure, grid = axes(columns=3, width=3.0, height=2.8, sharey=True)
     for axis, schedule in zip(grid[0], ("exponential", "linear"), strict=False):
         part = ours[ours["schedule"] == schedule]
         lines(axis, part, "iterations", "ratio", by="compression", title=f"ours, {schedule}", xlabel="iterations")
         axis.legend(title="compression")
-    part = authors[authors["log10_compression"] == 3]
+    part = authors[authors["compression"] == "10^3"]
     lines(
         grid[0, 2], part, "iterations", "ratio", by="schedule", title="authors, compression 10^3", xlabel="iterations"
     )

@@ -85,6 +85,17 @@ class Masks(Mapping[str, Tensor]):
             moved[name] = mask.flatten()[order].view_as(mask)
         return Masks(moved)
 
+    def overlap(self, other: Mapping[str, Tensor]) -> float:
+        """Intersection over union of the weights kept: 1 for equal masks, 0 where they share none.
+
+        Raises InputError where `other` has other names or shapes.
+        """
+        if list(self) != list(other) or any(self[name].shape != other[name].shape for name in self):
+            raise InputError("only masks of the same model can be compared")
+        shared = sum(int((self[name] & other[name]).sum()) for name in self)
+        either = sum(int((self[name] | other[name]).sum()) for name in self)
+        return shared / either if either else 1.0
+
     def to(self, device: torch.device | str) -> "Masks":
         """Return the masks on `device`."""
         return Masks({name: mask.to(device) for name, mask in self.items()})

@@ -86,8 +86,8 @@ def test_values_that_are_no_json_are_refused_and_leave_nothing(quick):
 
 def test_the_table_has_a_row_for_every_run_in_order(quick):
     runs = [replace(quick, seed=seed) for seed in (3, 0, 1, 2)]
-    for run, status in zip(runs, ("done", "diverged", "failed"), strict=False):
-        records.write(record_of(run, status))
+    for spec, status in zip(runs, ("done", "diverged", "failed"), strict=False):
+        records.write(record_of(spec, status))
     table = records.table(runs)
     assert table["seed"].tolist() == [3, 0, 1, 2]
     assert table["status"].tolist() == ["done", "diverged", "failed", "missing"]

@@ -97,6 +97,14 @@ def test_shuffling_keeps_the_number_in_every_layer_and_moves_the_places(masks):
     assert not any(torch.equal(shuffled[name], masks[name]) for name in masks)
 
 
+def test_overlap_is_intersection_over_union(masks):
+    first, second = Masks({"a": torch.tensor([1, 1, 0, 0])}), Masks({"a": torch.tensor([0, 1, 1, 0])})
+    assert first.overlap(second) == second.overlap(first) == 1 / 3
+    assert masks.overlap(masks) == 1 and Masks({"a": torch.zeros(2)}).overlap(Masks({"a": torch.zeros(2)})) == 1
+    with pytest.raises(InputError, match="masks of the same model"):
+        masks.overlap(first)
+
+
 @pytest.mark.parametrize("network", NETWORKS)
 def test_masks_go_to_torch_prune_and_back(network):
     model = NETWORKS[network]()
