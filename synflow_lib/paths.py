@@ -5,6 +5,8 @@ SYNFLOW_RECORDS, SYNFLOW_FIGURES and SYNFLOW_BUILD. They are read at each call, 
 """
 
 import os
+import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -65,6 +67,11 @@ def shown(path: Path) -> str:
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
+def _cannot_write(target: Path, error: OSError) -> InputError:
+    reason = error.strerror or str(error)
+    return InputError(f"cannot write {shown(target)}: {reason}; free some space or choose another folder")
+
+
 @contextmanager
 def replacing(target: Path) -> Iterator[Path]:
     """Give a temporary path beside `target`; when the block succeeds it is renamed to `target`, else removed.
@@ -73,14 +80,13 @@ def replacing(target: Path) -> Iterator[Path]:
     the file and the reason, when the disk is full or the folder cannot be written.
     """
     target = Path(target)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.partial")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         yield partial
         partial.replace(target)
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise InputError(f"cannot write {shown(target)}: {reason}; free some space or choose another folder") from error
+        raise _cannot_write(target, error) from error
     finally:
         if partial.exists():
             partial.unlink()
@@ -88,6 +94,10 @@ def replacing(target: Path) -> Iterator[Path]:
 
 def require_writable(folder: Path) -> None:
     """Raise InputError unless files can be made in `folder`; called before work whose result will go there."""
-    with replacing(Path(folder) / "write-test") as probe:
-        probe.touch()
-    (Path(folder) / "write-test").unlink(missing_ok=True)
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(b"probe")
+            probe.flush()
+    except OSError as error:
+        raise _cannot_write(Path(folder), error) from error
