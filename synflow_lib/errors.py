@@ -25,4 +25,5 @@ def lookup(table: Mapping[str, Value], name: str, kind: str) -> Value:
     """Return `table[name]`, or raise InputError that names the `kind` of thing, the choices and the closest one."""
     if name in table:
         return table[name]
-    raise InputError(f"unknown {kind} {name!r}{suggest(name, table)} (known: {', '.join(table)})")
+    some = ", ".join(list(table)[:20]) + (f" and {len(table) - 20} more" if len(table) > 20 else "")
+    raise InputError(f"unknown {kind} {name!r}{suggest(name, table)} (known: {some})")

@@ -3,7 +3,6 @@
 Every pruner keeps its colour, its marker and its place in the legend from the first chapter to the last.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
@@ -317,11 +316,6 @@ def heatmap(table: pd.DataFrame, label: str, vmin: float = -1, vmax: float = 1) 
     grid[0, 0].tick_params(length=0)
     grid[0, 0].tick_params(axis="y", rotation=0)
     return figure
-
-
-def power_of_ten(value: float) -> str:
-    """10 to a power for labels: 10^2.50 for 316."""
-    return f"10^{math.log10(value):.2f}"
 
 
 def cut_totals(table: pd.DataFrame) -> Figure:
