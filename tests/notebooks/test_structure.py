@@ -56,6 +56,11 @@ def test_has_parameters_then_starts_under_its_own_number_and_ends_with_provenanc
     assert "chapter.provenance()" in code[-1].source
 
 
+def test_parameters_stand_on_one_line_each_as_papermill_reads_them(path):
+    (cell,) = [c for c in cells(path, "code") if "parameters" in c.metadata.get("tags", [])]
+    assert [line.split(":")[0] for line in cell.source.splitlines()] == list(notebook.parameters_of(path))
+
+
 def test_cells_are_short_and_hold_no_machinery(path):
     for cell in cells(path, "code"):
         assert len(cell.source.splitlines()) <= LONGEST_CELL, cell.source
