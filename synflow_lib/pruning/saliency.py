@@ -15,11 +15,10 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from synflow_lib.errors import InputError
+from synflow_lib.models.flow_graph import BATCH_NORM, CONVOLUTION
 
 Batches = Sequence[tuple[Tensor, Tensor]]
 Scores = dict[str, Tensor]
-BATCH_NORM = nn.modules.batchnorm._BatchNorm
-CONVOLUTION = nn.modules.conv._ConvNd
 
 
 def prunable(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from synflow_lib.errors import InputError
-from synflow_lib.theory.flow_graph import FlowGraph, flow_graph, per_edge
+from synflow_lib.models.flow_graph import FlowGraph, flow_graph, per_edge
 
 
 def neurons(model: nn.Module, saliency: Mapping[str, Tensor], input_shape: Sequence[int]) -> pd.DataFrame:

@@ -7,8 +7,7 @@ from toys import SHAPE, conv_chain, mlp, residual
 
 from synflow_lib import models
 from synflow_lib.errors import InputError
-from synflow_lib.theory import flow_graph
-from synflow_lib.theory.flow_graph import Layer, per_edge
+from synflow_lib.models.flow_graph import Layer, flow_graph, per_edge
 
 
 def test_a_chain_is_one_group_after_another():

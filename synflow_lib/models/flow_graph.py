@@ -16,7 +16,9 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from synflow_lib.errors import InputError
-from synflow_lib.pruning.saliency import BATCH_NORM, CONVOLUTION
+
+BATCH_NORM = nn.modules.batchnorm._BatchNorm
+CONVOLUTION = nn.modules.conv._ConvNd
 
 # Channel by channel and linear where they act, or an activation: the units before and after are the same.
 KEEPS_CHANNELS = (
