@@ -60,6 +60,7 @@ class FlowGraph:
     scales: list[Scale] = field(default_factory=list)
     input: int = 0
     output: int = 0
+    reshapes: bool = False  # somewhere the code may name a size, so units cannot be cut out of the weights alone
 
     @property
     def hidden(self) -> list[int]:
@@ -110,6 +111,7 @@ class _Builder:
         self.value: dict[fx.Node, int] = {}
         self.layers: list[Layer] = []
         self.scales: list[Scale] = []
+        self.reshapes = False
 
     def fresh(self, size: int, label: str) -> int:
         self.parent.append(len(self.parent))
@@ -162,6 +164,7 @@ class _Builder:
             self.parent[max(first, second)] = min(first, second)
             return min(first, second)
         if node.target in (KEEPS_CHANNELS_METHODS if node.op == "call_method" else KEEPS_CHANNELS_CALLS):
+            self.reshapes |= node.target in ("view", "reshape")
             return self.value[self._one_tensor(node)]
         raise InputError(f"the flow graph has no rule for the operation {node.format_node()}")
 
@@ -175,4 +178,4 @@ class _Builder:
         layers = [Layer(x.weight, x.bias, renamed(x.source), renamed(x.target), x.groups) for x in self.layers]
         scales = [Scale(x.weight, x.bias, renamed(x.group)) for x in self.scales]
         sizes, labels = [self.size[root] for root in roots], [self.label[root] for root in roots]
-        return FlowGraph(sizes, labels, layers, scales, renamed(start), renamed(end))
+        return FlowGraph(sizes, labels, layers, scales, renamed(start), renamed(end), self.reshapes)

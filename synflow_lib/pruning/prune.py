@@ -7,9 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from synflow_lib.errors import InputError, lookup
+from synflow_lib.pruning.flow_network import FlowNetwork, Span
 from synflow_lib.pruning.masks import Masks
-from synflow_lib.pruning.saliency import SALIENCIES, Batches, Scores, prunable
+from synflow_lib.pruning.saliency import SALIENCIES, Batches, Scores, prunable, synflow
 from synflow_lib.pruning.schedule import SCHEDULES
+from synflow_lib.pruning.select import count, largest
 
 SCOPES = ("global", "layer")
 
@@ -57,15 +59,14 @@ def prune(
 
     if compression == 1:
         iterations = 1  # nothing goes, but a method or a batch that cannot be used should still be refused
-    live = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in prunable(model).items()}
+    options = {"input_shape": input_shape, "batches": batches, "train_mode": train_mode, "seed": seed}
+    if score is synflow and input_shape is not None and not (train_mode or invert):
+        network: FlowNetwork | _Scored = FlowNetwork(model, input_shape)
+    else:
+        network = _Scored(model, score, invert, options)
     for k in range(1, iterations + 1):
-        scores = score(
-            model, live, input_shape=input_shape, batches=batches, train_mode=train_mode, seed=seed
-        )  # fmt: skip
-        if invert:
-            scores = {name: -value for name, value in scores.items()}
-        live = keep_best(scores, live, kept_after(k, iterations, compression), scope)
-    return Masks(live)
+        network.keep(best(network, kept_after(k, iterations, compression), scope))
+    return Masks(network.masks())
 
 
 def check_compression(compression: float, highest: float) -> None:
@@ -77,39 +78,83 @@ def check_compression(compression: float, highest: float) -> None:
         )
 
 
+def best(network: "FlowNetwork | _Scored", kept: float, scope: str = "global") -> Tensor:
+    """Mark the stored weights of `network` that stay when the share `kept` of all weights does, by their scores."""
+    spans = network.spans
+    number = number_kept(sum(span.size for span in spans), kept)
+    if scope == "global" and (chosen := network.quick(number)) is not None:
+        return chosen
+    scores = network.scores()
+    if scope == "layer":
+        scores.masked_fill_(~network.live, -torch.inf)
+        parts = [
+            largest(scores[s.start : s.stop], number_kept(s.size, kept), lambda index, s=s: s.position(index + s.start))
+            for s in spans
+        ]
+        return torch.cat(parts)
+    chosen = largest(scores, number, network.position)
+    if count(chosen & network.live) < number:  # a weight that is gone ties with one that is worth nothing
+        chosen = largest(scores.masked_fill_(~network.live, -torch.inf), number, network.position)
+    return chosen
+
+
 def keep_best(scores: Scores, live: Mapping[str, Tensor], kept: float, scope: str = "global") -> dict[str, Tensor]:
     """Return which of the `live` weights stay when the share `kept` of all weights does, by `scores`.
 
-    Raises InputError where the score of a live weight is infinite or not a number.
+    One step of Algorithm 1 for scores that are at hand. Raises InputError where the score of a live weight is
+    infinite or not a number.
     """
-    if list(scores) != list(live):
-        raise InputError("a saliency must return one score tensor per prunable weight, under the model's own names")
-    groups = [list(live)] if scope == "global" else [[name] for name in live]
-    result: dict[str, Tensor] = {}
-    for group in groups:
-        ranked = torch.cat([scores[name][live[name]] for name in group])
-        if not bool(ranked.isfinite().all()):
+    network = _Scored(None, lambda *_, **__: scores, False, {}, live)
+    network.keep(best(network, kept, scope))
+    return network.masks()
+
+
+class _Scored:
+    """A model whose masked weights a saliency function scores from scratch each time: what `FlowNetwork` shortens."""
+
+    def __init__(
+        self,
+        model: nn.Module | None,
+        score: Callable[..., Scores],
+        invert: bool,
+        options: Mapping[str, object],
+        live: Mapping[str, Tensor] | None = None,
+    ):
+        self.model, self.score, self.invert, self.options = model, score, invert, options
+        live = live or {n: torch.ones_like(w, dtype=torch.bool) for n, w in prunable(model).items()}
+        self.shapes = {name: mask.shape for name, mask in live.items()}
+        self.spans, start = [], 0
+        for name, mask in live.items():
+            self.spans.append(Span(name, start, *[tuple(mask.shape)] * 2, torch.empty(0), torch.empty(0), False))
+            start += mask.numel()
+        self.live = torch.cat([mask.flatten() for mask in live.values()])
+
+    def scores(self) -> Tensor:
+        scores = self.score(self.model, self.masks(), **self.options)
+        if list(scores) != list(self.shapes):
+            raise InputError("a saliency must return one score tensor per prunable weight, under the model's own names")
+        flat = torch.cat([score.flatten() for score in scores.values()])
+        if not bool(flat[self.live].isfinite().all()):
             raise InputError(
-                "some scores are infinite or not a number: score in float64 (model.double()) or check the data"
+                "some scores are infinite or not a number: score in float64 (model.double()), or check the data"
             )
-        survives = _largest(ranked, number_kept(sum(live[name].numel() for name in group), kept))
-        for name, part in zip(group, survives.split([int(live[name].sum()) for name in group]), strict=True):
-            result[name] = torch.zeros_like(live[name]).masked_scatter_(live[name], part)
-    return result
+        return (-flat if self.invert else flat).masked_fill_(~self.live, -torch.inf)
+
+    def keep(self, chosen: Tensor) -> None:
+        self.live = self.live & chosen
+
+    def masks(self) -> dict[str, Tensor]:
+        return {span.name: span.view(self.live) for span in self.spans}
+
+    @staticmethod
+    def quick(number: int) -> None:
+        return None
+
+    @staticmethod
+    def position(index: Tensor) -> Tensor:
+        return index
 
 
 def number_kept(total: int, kept: float) -> int:
     """N - floor((1 - kept) N) = ceil(kept N), forgiving the last bits in which 1/rho differs from the fraction."""
     return min(total, math.ceil(total * kept * (1 - 1e-12)))
-
-
-def _largest(ranked: Tensor, number: int) -> Tensor:
-    """Mark the `number` largest of a vector; of equal values on the border the later ones."""
-    removed = len(ranked) - number
-    if removed <= 0:
-        return torch.ones_like(ranked, dtype=torch.bool)
-    border = ranked.kthvalue(removed).values
-    survives = ranked > border
-    ties = (ranked == border).nonzero().squeeze(1)
-    survives[ties[len(ties) - (number - int(survives.sum())) :]] = True
-    return survives

@@ -206,7 +206,7 @@ def synaptic_flow(
 
     Computed in float64; infinite where that overflows. `input_shape` is (C, H, W).
     """
-    state = _absolute(model, masks, torch.float64)
+    state = absolute_state(model, masks, torch.float64)
     ones = torch.ones(1, *input_shape, dtype=torch.float64, device=_like(model).device)
     with scoring_mode(model, train_mode), torch.no_grad():
         return float(forward(model, state, ones).sum())
@@ -229,7 +229,7 @@ def synflow(
         )
     like = _like(model)
     for dtype in dict.fromkeys((like.dtype, torch.float64)):
-        state = _absolute(model, masks, dtype)
+        state = absolute_state(model, masks, dtype)
         leaves = _leaves(model, state, parameters)
         with scoring_mode(model, train_mode), torch.enable_grad():
             ones = torch.ones(1, *input_shape, dtype=dtype, device=like.device)
@@ -245,7 +245,8 @@ def synflow(
     )
 
 
-def _absolute(model: nn.Module, masks: Mapping[str, Tensor] | None, dtype: torch.dtype) -> dict[str, Tensor]:
+def absolute_state(model: nn.Module, masks: Mapping[str, Tensor] | None, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Copies of all parameters, masked and absolute, and of the buffers, running means at zero: SynFlow's network."""
     parameters = dict(model.named_parameters())
     state = masked_state(model, masks)
     for name, tensor in state.items():
