@@ -1,0 +1,385 @@
+"""The compact network is the masked one: the same outputs, the same training, and nothing is removed that counts."""
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional as F
+from toys import CLASSES, NETWORKS, SHAPE, batches, conv_chain, mlp, residual
+
+from synflow_lib import models
+from synflow_lib.errors import InputError
+from synflow_lib.models.flow_graph import flow_graph
+from synflow_lib.pruning import Masks, apply_masks, prunable, prune
+from synflow_lib.pruning.compact import compact
+from synflow_lib.training import mask_gradients
+
+
+def random_masks(model, density, seed=0, shape=SHAPE):
+    """Keep that share of the connections between units, and of each of those most of the weights."""
+    generator, masks = torch.Generator().manual_seed(seed), full(model)
+    graph = flow_graph(model, shape)
+    for layer in graph.layers:
+        mask = masks[layer.weight]
+        edges = torch.rand(len(mask), graph.sizes[layer.source], generator=generator) < density
+        edges = edges.repeat_interleave(mask.shape[1] // edges.shape[1], 1).view(
+            *mask.shape[:2], *[1] * (mask.dim() - 2)
+        )
+        mask &= edges & (torch.rand(mask.shape, generator=generator) < 0.8)
+    return Masks(masks)
+
+
+def full(model):
+    return {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in prunable(model).items()}
+
+
+def without(model, *places):
+    """All weights but those at `places`, pairs of a name and an index."""
+    masks = full(model)
+    for name, index in places:
+        masks[name][index] = False
+    return Masks(masks)
+
+
+def disturbed(model, share=1.0, seed=0):
+    """Set that share of all biases, betas, gammas and running statistics to values as after training."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, tensor in model.state_dict().items():
+        if tensor.dim() == 1:
+            new = torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype)
+            new = new.abs() + 0.1 if "var" in name else new
+            chosen = torch.rand(tensor.shape, generator=generator) < share
+            tensor.copy_(torch.where(chosen, new, tensor))
+    return model
+
+
+def plain(model):
+    """Biases, betas and running means of zero, as before any training."""
+    for name, tensor in model.state_dict().items():
+        if name.endswith(("bias", "running_mean")):
+            tensor.zero_()
+    return model
+
+
+def outputs_agree(model, masks, shape, result=None):
+    """Whether masked and compact network agree in eval and in train mode; the models themselves are left alone."""
+    result = result or compact(model, masks, shape)
+    large, small = apply_masks(copy.deepcopy(model), masks), copy.deepcopy(result.model)
+    x = torch.randn(6, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    return all(torch.allclose(large.train(m)(x), small.train(m)(x), rtol=0, atol=1e-10) for m in (False, True))
+
+
+def trained(model, masks, shape, classes, steps=50, **options):
+    """The losses of `steps` steps on three batches in turn; `model` is trained in place, its masks kept."""
+    optimiser = torch.optim.SGD(
+        model.parameters(), **{"lr": 0.05, "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4, **options}
+    )
+    zero_pruned, data, losses = mask_gradients(model, masks), batches((8, 8, 6), classes, shape), []
+    for step in range(steps):
+        x, y = data[step % 3]
+        loss = F.cross_entropy(model.train()(x), y)
+        optimiser.zero_grad()
+        loss.backward()
+        zero_pruned()
+        optimiser.step()
+        losses.append(loss.item())
+    return torch.tensor(losses, dtype=torch.float64)
+
+
+def trains_alike(model, masks, shape, classes=CLASSES, **options):
+    """Train both; compare losses, everything that survives, and the function of the expanded state."""
+    result = compact(model, masks, shape)
+    large = apply_masks(copy.deepcopy(model), masks)
+    first, second = (
+        trained(large, masks, shape, classes, **options),
+        trained(result.model, result.masks, shape, classes, **options),
+    )
+    torch.testing.assert_close(first, second, rtol=0, atol=1e-8)
+    assert first[-3:].mean() < first[:3].mean()
+    again = compact(large, masks, shape)  # what could be removed before training can be removed after it
+    assert all(torch.equal(again.kept[label], units) for label, units in result.kept.items())
+    for name, tensor in again.model.state_dict().items():
+        torch.testing.assert_close(result.model.state_dict()[name], tensor, rtol=0, atol=1e-8)
+    expanded = copy.deepcopy(model)
+    expanded.load_state_dict(result.expand())
+    assert outputs_agree(expanded, masks, shape, result)
+    return result, large
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    network=st.sampled_from(sorted(NETWORKS)),
+    density=st.sampled_from([0.05, 0.15, 0.3, 0.6, 1.0]),
+    share=st.sampled_from([0.0, 0.3, 1.0]),
+    seed=st.integers(0, 2**16),
+)
+def test_outputs_are_those_of_the_masked_network(network, density, share, seed):
+    model = disturbed(plain(NETWORKS[network]()), share, seed)
+    masks = random_masks(model, density, seed)
+    try:
+        result = compact(model, masks, SHAPE)
+    except InputError as error:
+        assert "cut the network in two" in str(error)
+        return
+    assert outputs_agree(model, masks, SHAPE, result)
+    assert result.masks.total <= masks.total and result.share == result.masks.total / masks.total
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5])
+@pytest.mark.parametrize("network", NETWORKS)
+def test_training_follows_the_masked_network(network, share):
+    model = disturbed(plain(NETWORKS[network]()), share)
+    result, _ = trains_alike(model, random_masks(model, 0.3, 3), SHAPE)
+    assert result.share < 1
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "width", "compression"), [("vgg11", 32, 0.125, 10), ("resnet18", 16, 0.125, 10)]
+)
+def test_the_networks_of_the_paper_train_alike(name, size, width, compression):
+    shape = (3, size, size)
+    model = models.build(name, (shape, CLASSES), width).double()
+    masks = prune(model, "synflow", compression, input_shape=shape, iterations=20)
+    result, _ = trains_alike(model, masks, shape, lr=0.02)
+    assert result.share < 0.6
+
+
+def test_torchvision_resnet18_is_compacted():
+    model = pytest.importorskip("torchvision.models").resnet18(num_classes=10).double()
+    masks = random_masks(model, 0.01, 3, (3, 64, 64))
+    result = compact(model, masks, (3, 64, 64))
+    assert outputs_agree(model, masks, (3, 64, 64), result) and result.share < 0.9
+
+
+def test_bottleneck_blocks_with_zero_gammas_train_alike():
+    resnet = pytest.importorskip("torchvision.models.resnet")
+    options = {"num_classes": CLASSES, "zero_init_residual": True, "width_per_group": 4}
+    model = disturbed(resnet.ResNet(resnet.Bottleneck, [1, 2, 1, 1], **options).double(), 0.05)
+    masks = random_masks(model, 0.02, 3, (3, 32, 32))
+    assert trains_alike(model, masks, (3, 32, 32), steps=10)[0].share < 0.9
+
+
+DEAD = [("0.weight", 2)]  # all that channel 2 of the first convolution reads
+
+
+@pytest.mark.parametrize(
+    ("name", "kept"),
+    [(None, 5), ("0.bias", 6), ("1.bias", 6), ("1.running_mean", 6), ("1.weight", 5), ("1.running_var", 5)],
+)
+def test_a_channel_without_inputs_goes_only_where_its_constant_is_zero_in_both_modes(name, kept):
+    model = plain(conv_chain())
+    if name:
+        model.state_dict()[name][2] = 0.7
+    masks = without(model, *DEAD)
+    result = compact(model, masks, SHAPE)
+    assert result.model[0].out_channels == result.model[1].num_features == result.model[4].in_channels == kept
+    assert len(result.kept["0"]) == kept and result.model[0].weight.shape[0] == kept
+    assert outputs_agree(model, masks, SHAPE)
+    trains_alike(model, masks, SHAPE)
+
+
+@pytest.mark.parametrize("value", [0.0, -0.7, 0.7])
+def test_a_unit_that_nobody_reads_goes_whatever_it_carries(value):
+    model = disturbed(conv_chain())
+    model[0].bias.data.fill_(value)
+    masks = without(model, ("4.weight", (slice(None), 2)))
+    result, _ = trains_alike(model, masks, SHAPE)
+    assert result.kept["0"].tolist() == [0, 1, 3, 4, 5]
+
+
+def test_removing_a_unit_frees_those_before_and_behind_it():
+    model = plain(mlp(sizes=(192, 3, 3, 3)))
+    # 1 -> 1 -> 1 is a path; 0 -> 0 ends, 2 -> 2 begins from nothing.
+    masks = {name: torch.zeros_like(mask) for name, mask in full(model).items()}
+    masks["1.weight"][:2] = True
+    masks["3.weight"].copy_(torch.eye(3))
+    masks["5.weight"][1:, 1:] = torch.eye(2).bool()
+    masks["7.weight"][:, 1:] = True
+    result, _ = trains_alike(model, masks, SHAPE)
+    assert [result.kept[label].tolist() for label in ("1", "3", "5")] == [[1], [1], [1]]
+    assert [m.in_features for m in result.model if isinstance(m, nn.Linear)] == [192, 1, 1, 1]
+
+
+def test_a_flattened_channel_is_all_its_positions():
+    model = conv_chain()
+    masks = without(model, ("9.weight", (slice(None), slice(4, 8))))  # channel 1 of 2x2 positions
+    result = compact(model, masks, SHAPE)
+    assert result.kept["4"].tolist() == [0, 2, 3, 4, 5, 6, 7] and result.model[9].in_features == 28
+    assert torch.equal(result.model[9].weight, torch.cat([model[9].weight[:, :4], model[9].weight[:, 8:]], 1))
+    partly = without(model, ("9.weight", (slice(None), slice(4, 7))))
+    assert compact(model, partly, SHAPE).share == 1
+
+
+def test_the_beta_of_a_dead_branch_is_trained_by_the_sum():
+    model = plain(residual())
+    masks = without(model, ("outer.weight", 1))
+    result, large = trains_alike(model, masks, SHAPE)
+    assert result.share == 1 and large.norm.bias[1] != 0
+
+
+def test_a_channel_of_a_stream_goes_with_all_its_writers():
+    model = plain(residual())
+    masks = without(model, ("stem.weight", 1), ("outer.weight", 1))
+    result, large = trains_alike(model, masks, SHAPE)
+    assert result.kept["stem"].tolist() == [0, 2, 3] and large.norm.bias[1] == 0
+    small = result.model
+    assert (
+        small.stem.out_channels == small.inner.in_channels == small.outer.out_channels == small.norm.num_features == 3
+    )
+    assert small.last.in_channels == small.shortcut.in_channels == 3
+    model.norm.bias.data[1] = -0.5  # behind the ReLU a zero too, but weight decay moves it
+    assert compact(model, masks, SHAPE).share == 1
+
+
+def test_a_channel_of_a_stream_goes_where_no_block_reads_it():
+    model = disturbed(residual())
+    column = (slice(None), 1)
+    masks = without(model, ("inner.weight", column), ("last.weight", column), ("shortcut.weight", column))
+    assert trains_alike(model, masks, SHAPE)[0].kept["stem"].tolist() == [0, 2, 3]
+    read = without(model, ("inner.weight", column), ("last.weight", column))
+    assert compact(model, read, SHAPE).share == 1
+
+
+def test_an_empty_branch_keeps_one_channel_of_zeros():
+    model = disturbed(residual())
+    masks = without(model, ("inner.weight", ...), ("outer.weight", ...))
+    result, _ = trains_alike(model, masks, SHAPE)
+    assert result.kept["inner"].tolist() == [0] and not result.model.inner.weight.any()
+
+
+@pytest.mark.parametrize(
+    ("activation", "bias", "kept"),
+    [(nn.ReLU, True, 11), (nn.LeakyReLU, True, 12), (nn.Tanh, True, 12), (nn.Tanh, False, 11), (nn.Sigmoid, False, 12)],
+)
+def test_only_a_relu_keeps_the_gradient_from_a_bias_of_zero(activation, bias, kept):
+    model = plain(mlp(activation, bias))
+    result, large = trains_alike(model, without(model, ("1.weight", 4)), SHAPE)
+    assert len(result.kept["1"]) == kept
+    if bias:
+        assert bool(large[1].bias[4] != 0) == (kept == 12)
+
+
+@pytest.mark.parametrize("between", ["BN pool relu", "BN relu pool", "BN pool", "pool BN relu", "relu BN"])
+def test_what_lies_between_the_beta_and_the_relu_decides(between):
+    torch.manual_seed(0)
+    layers = {"BN": nn.BatchNorm2d(4), "pool": nn.MaxPool2d(2), "relu": nn.ReLU()}
+    head = [nn.Conv2d(4, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, CLASSES)]
+    model = plain(nn.Sequential(nn.Conv2d(3, 4, 3), *(layers[name] for name in between.split()), *head).double())
+    result, large = trains_alike(model, without(model, ("0.weight", 3)), SHAPE)
+    blocked = between.endswith("relu") or between == "BN relu pool"
+    assert len(result.kept["0"]) == (3 if blocked else 4)
+    norm = next(module for module in large if isinstance(module, nn.BatchNorm2d))
+    assert bool(norm.bias[3] == 0) == blocked
+
+
+def test_the_way_back():
+    model = disturbed(conv_chain())
+    before = copy.deepcopy(model.state_dict())
+    masks = random_masks(model, 0.2, 1)
+    result = compact(model, masks, SHAPE)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    masked = apply_masks(copy.deepcopy(model), masks).state_dict()
+    expanded = result.expand()
+    assert list(expanded) == list(masked) and all(torch.equal(expanded[name], masked[name]) for name in masked)
+    doubled = {name: 2 * tensor for name, tensor in result.model.state_dict().items()}
+    rows, columns = result.kept["4"], result.kept["0"]
+    expected = masked["4.weight"].clone()
+    expected[rows[:, None], columns] *= 2
+    assert result.share < 1 and torch.equal(result.expand(doubled)["4.weight"], expected)
+    assert not expanded["4.weight"][~masks["4.weight"]].any()
+    with pytest.raises(InputError, match=r"'0\.weight' is absent or has another shape"):
+        result.expand({**doubled, "0.weight": masked["0.weight"]})
+    with pytest.raises(InputError, match="'extra' is absent"):
+        result.expand({**doubled, "extra": masked["0.weight"]})
+
+
+def test_compacting_twice_finds_nothing_more():
+    model = disturbed(residual(), 0.3)
+    once = compact(model, random_masks(model, 0.2, 3), SHAPE)
+    twice = compact(once.model, once.masks, SHAPE)
+    assert once.share < 1 == twice.share
+
+
+def test_dtype_frozen_parameters_and_mode_are_kept():
+    model = conv_chain().float().eval()
+    model[0].weight.requires_grad_(False)
+    small = compact(model, without(model, ("4.weight", (slice(None), 2))), SHAPE).model
+    assert (
+        small[0].weight.dtype == torch.float32 and not small[0].weight.requires_grad and small[4].weight.requires_grad
+    )
+    assert (
+        not small.training and isinstance(small[1].running_var, torch.Tensor) and "1.running_var" in small.state_dict()
+    )
+
+
+class Viewing(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 4, 1), nn.Linear(4 * 64, 5)
+
+    def forward(self, x):
+        return self.last(self.first(x).view(-1, 4 * 64))
+
+
+class Twice(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(3, 3, 1)
+
+    def forward(self, x):
+        return self.first(torch.relu(self.first(x)))
+
+
+class Broadcasting(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.last = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 1, 1), nn.Conv2d(4, 5, 1)
+
+    def forward(self, x):
+        return self.last(self.first(x) + self.second(x))
+
+
+def tied():
+    model = mlp(sizes=(192, 4, 4, 4))
+    model[5].weight = model[3].weight
+    return model
+
+
+@pytest.mark.parametrize(
+    ("model", "sentence"),
+    [
+        (nn.Sequential(nn.Conv2d(3, 6, 3, groups=3), nn.ReLU(), nn.Conv2d(6, 2, 1)), "grouped convolution"),
+        (nn.Sequential(nn.ConvTranspose2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 2, 1)), "no rule for ConvTranspose2d"),
+        (nn.Sequential(nn.Conv2d(3, 6, 3), nn.PReLU(6), nn.Conv2d(6, 2, 1)), "slope for every channel"),
+        (nn.Sequential(nn.Conv2d(3, 6, 1), nn.Flatten(2), nn.Linear(64, 2)), "does not flatten everything"),
+        (nn.Sequential(nn.Conv2d(3, 6, 1), nn.Linear(8, 2)), "not flat"),
+        (Viewing(), r"use flatten\(1\)"),
+        (Twice(), "same weights twice"),
+        (tied(), "same weights twice"),
+        (Broadcasting(), "different shapes"),
+    ],
+)
+def test_what_cannot_be_compacted_is_named(model, sentence):
+    with pytest.raises(InputError, match=sentence):
+        compact(model, full(model), SHAPE)
+
+
+def test_masks_of_another_model_and_cuts_are_refused():
+    model = conv_chain()
+    with pytest.raises(InputError, match="belong to another model"):
+        compact(model, full(mlp()), SHAPE)
+    with pytest.raises(InputError, match="cut the network in two"):
+        compact(disturbed(model), without(model, ("4.weight", ...)), SHAPE)
+
+
+def test_synflow_compacts_and_random_pruning_does_not():
+    """Live inputs times live outputs of each layer: the reference for chains."""
+    model = models.build("vgg16", "cifar10", width=0.125)
+    shares = {}
+    for method in ("synflow", "random"):
+        masks = prune(model, method, 10, input_shape=(3, 32, 32))
+        shares[method] = compact(model, masks, (3, 32, 32)).share
+    assert shares["synflow"] < 0.5 < 0.9 < shares["random"]
