@@ -1,6 +1,7 @@
 """Scores, masks, Algorithm 1 and layer-collapse, for any `nn.Module`."""
 
 from synflow_lib.pruning.collapse import connected, critical_compression, layer_densities, pruned_to_flow
+from synflow_lib.pruning.compact import Compacted, compact
 from synflow_lib.pruning.masks import Masks, apply_masks, check_masks
 from synflow_lib.pruning.prune import SCOPES, check_compression, keep_best, number_kept, prune, rho_max
 from synflow_lib.pruning.saliency import (
@@ -23,10 +24,12 @@ __all__ = [
     "SALIENCIES",
     "SCHEDULES",
     "SCOPES",
+    "Compacted",
     "Masks",
     "apply_masks",
     "check_compression",
     "check_masks",
+    "compact",
     "connected",
     "critical_compression",
     "exponential",
