@@ -38,7 +38,7 @@ FLATTEN = {torch.flatten, "flatten"}
 Index = tuple[Tensor, ...]  # the places kept along the first dimensions of a tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Compacted:
     """A smaller network that computes what the masked one does, and the way back.
 
@@ -94,6 +94,7 @@ def compact(model: nn.Module, masks: Mapping[str, Tensor], input_shape: Sequence
     for grouped convolutions and for weights used twice.
     """
     check_masks(model, masks)
+    masks = Masks(masks)
     graph = flow_graph(model, input_shape)
     _check(model, graph)
     steps = _steps(model, graph, masks, input_shape)
@@ -111,7 +112,7 @@ def compact(model: nn.Module, masks: Mapping[str, Tensor], input_shape: Sequence
     for name, mask in masks.items():
         template[name].masked_fill_(~mask.to(template[name].device), 0)
     labels = {graph.labels[group]: kept[group] for group in range(len(kept)) if group != graph.input}
-    return Compacted(small, small_masks, labels, sum(mask.numel() for mask in masks.values()), places, template)
+    return Compacted(small, small_masks, labels, masks.total, places, template)
 
 
 def _check(model: nn.Module, graph: FlowGraph) -> None:
@@ -206,7 +207,7 @@ def _layer_step(
             f"{layer.weight!r} reads a tensor that is not flat, so its inputs are not units: flatten first"
         )
     still = torch.ones(len(weight), dtype=torch.bool) if layer.bias is None else (state[layer.bias] == 0).cpu()
-    edges = per_edge(layer, masks[layer.weight].cpu().bool(), graph) > 0
+    edges = per_edge(layer, masks[layer.weight].cpu(), graph) > 0
     return _Step("layer", inputs, len(weight), before.rank, layer, edges, still, layer.bias is not None)
 
 
@@ -282,13 +283,18 @@ def _gradients(steps: list[_Step], zero: list[Tensor]) -> list[Tensor]:
 
 
 def _needed(graph: FlowGraph, steps: list[_Step]) -> list[Tensor]:
-    """For each group, the units that must stay: those from which something other than zero leads to the output."""
+    """For each group, the units that must stay: those from which something other than zero leads to the output.
+
+    Blocks read from and write to the same stream. One pass backwards would do for the outputs; passes until nothing
+    changes also keep what a later block writes to a channel that only earlier ones read, so that every value in a
+    channel that stays, and every statistic of it, is that of the masked network.
+    """
     zero = _always_zero(steps)
     layers = [(step.part, step.edges & ~zero[step.inputs[0]]) for step in steps if step.kind == "layer"]
     needed = [torch.zeros(size, dtype=torch.bool) for size in graph.sizes]
     needed[graph.input][:] = needed[graph.output][:] = True
     changed = True
-    while changed:  # blocks read from and write to the same stream, so one pass backwards may not be enough
+    while changed:
         changed = False
         for layer, edges in reversed(layers):
             more = edges[needed[layer.target]].any(0) & ~needed[layer.source]

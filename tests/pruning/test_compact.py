@@ -243,6 +243,23 @@ def test_a_channel_of_a_stream_goes_where_no_block_reads_it():
     assert compact(model, read, SHAPE).share == 1
 
 
+def test_what_a_later_block_writes_to_a_channel_that_stays_is_kept():
+    shape = (3, 16, 16)
+    model = models.build("resnet18", (shape, CLASSES), width=0.125).double()
+    column = (slice(None), 1)  # of the first stream, read by the first block alone
+    readers = [f"blocks.{name}.weight" for name in ("1.conv1", "2.conv1", "2.shortcut.0")]
+    only = ("blocks.1.conv2.weight", ([0, *range(2, 8)], 0))  # unit 0 writes to that channel alone
+    result, _ = trains_alike(model, without(model, *((name, column) for name in readers), only), shape, steps=10)
+    assert result.kept["conv1"].tolist() == result.kept["blocks.1.conv1"].tolist() == list(range(8))
+
+
+def test_masks_of_zeros_and_ones_do():
+    model = disturbed(conv_chain())
+    masks = random_masks(model, 0.2, 1)
+    result = compact(model, {name: mask.float() for name, mask in masks.items()}, SHAPE)
+    assert result.share < 1 and outputs_agree(model, masks, SHAPE, result)
+
+
 def test_an_empty_branch_keeps_one_channel_of_zeros():
     model = disturbed(residual())
     masks = without(model, ("inner.weight", ...), ("outer.weight", ...))
