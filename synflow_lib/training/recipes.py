@@ -88,7 +88,7 @@ def fast(dataset: str, model: str) -> Recipe:
     magnitude, SNIP, SynFlow:
         4    99.4 98.9 98.9    60.0 77.2 93.3 97.2
         6    99.2 98.9 98.3    75.0 87.8 95.8 97.8
-        8    99.2 99.2 99.2    about 1.3 times the time, no other order
+        8    99.2 99.2 99.2    (a third more epochs, for no other order)
     The rest: Page's peak (learning rate 0.4 for a batch of 512, reached after a fifth of the epochs) and weight decay
     5e-4, at a batch of 256 with the learning rate in proportion. The 16 epochs, and all of it for ResNets, are
     untuned.
