@@ -112,13 +112,20 @@ def _checked(model: nn.Module, batches: Batches | None, method: str) -> list[tup
     return checked
 
 
-def _loss(model: nn.Module, state: dict[str, Tensor], images: Tensor, labels: Tensor, weight: float) -> Tensor:
+def _loss(
+    model: nn.Module,
+    state: dict[str, Tensor],
+    images: Tensor,
+    labels: Tensor,
+    weight: float,
+    temperature: float = 1.0,
+) -> Tensor:
     outputs = forward(model, state, images)
     if outputs.ndim != 2 or int(labels.max()) >= outputs.shape[1] or int(labels.min()) < 0:
         raise InputError(
             f"labels from {int(labels.min())} to {int(labels.max())} do not fit outputs of shape {tuple(outputs.shape)}"
         )
-    return weight * F.cross_entropy(outputs, labels)
+    return weight * F.cross_entropy(outputs / temperature, labels)
 
 
 def _weighted(batches: list[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor, float]]:
@@ -182,10 +189,7 @@ def grasp(
     product = [torch.zeros_like(leaf) for leaf in values]
 
     def loss(images: Tensor, labels: Tensor, weight: float) -> Tensor:
-        outputs = forward(model, state, images) / temperature
-        if outputs.ndim != 2 or int(labels.max()) >= outputs.shape[1] or int(labels.min()) < 0:
-            return _loss(model, state, images, labels, weight)  # raises the sentence that says so
-        return weight * F.cross_entropy(outputs, labels)
+        return _loss(model, state, images, labels, weight, temperature)
 
     with scoring_mode(model, train_mode), torch.enable_grad():
         for images, labels, weight in _weighted(checked):
