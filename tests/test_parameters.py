@@ -61,7 +61,9 @@ def test_refuses_what_papermill_would_let_pass(values, sentence):
 
 def test_an_integer_is_a_good_float_alone_and_in_a_list():
     declared = parameters.read("rate: float = 0.1\nrates: list[float] = [0.1]", "here")
-    parameters.check("here", declared, {"rate": 1, "rates": [1, 0.5]})
+    assert parameters.check("here", declared, {"rate": 1, "rates": [1, 0.5]}) is None
+    with pytest.raises(InputError):  # the same places refuse what is no number
+        parameters.check("here", declared, {"rate": 1, "rates": [1, "0.5"]})
 
 
 def test_finds_the_cells_of_parameters_and_of_papermill_among_those_that_ran():

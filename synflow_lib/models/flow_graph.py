@@ -125,6 +125,7 @@ class _Builder:
         return group
 
     def build(self, graph: fx.Graph) -> FlowGraph:
+        """Walk the traced graph once and return what it says of units, layers and scales."""
         start = end = -1
         for node in graph.nodes:
             if node.op == "placeholder" and start < 0:
