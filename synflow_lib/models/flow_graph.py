@@ -86,18 +86,22 @@ def per_edge(layer: Layer, weight_saliency: Tensor, graph: FlowGraph) -> Tensor:
     return full
 
 
-def flow_graph(model: nn.Module, input_shape: Sequence[int]) -> FlowGraph:
-    """Trace `model` into its flow graph; `input_shape` is that of one example, without the batch.
+def trace(model: nn.Module) -> fx.Graph:
+    """The operations of `model` in order; raises InputError where torch.fx cannot follow its code."""
+    try:
+        return fx.symbolic_trace(model).graph
+    except (fx.proxy.TraceError, TypeError) as error:
+        raise InputError(f"{type(model).__name__} cannot be traced to a graph by torch.fx: {error}") from error
+
+
+def flow_graph(model: nn.Module, input_shape: Sequence[int], traced: fx.Graph | None = None) -> FlowGraph:
+    """Turn `model` into its flow graph; `input_shape` is that of one example, without the batch.
 
     Works for chains and residual networks made of convolutions, linear layers, BatchNorm, activations, pooling and
     sums: this library's models, torchvision's vgg, alexnet and resnet.
     Raises InputError, naming the operation, for anything else.
     """
-    try:
-        traced = fx.symbolic_trace(model)
-    except (fx.proxy.TraceError, TypeError) as error:
-        raise InputError(f"{type(model).__name__} cannot be traced to a graph by torch.fx: {error}") from error
-    return _Builder(dict(traced.named_modules()), input_shape[0]).build(traced.graph)
+    return _Builder(dict(model.named_modules()), input_shape[0]).build(traced or trace(model))
 
 
 class _Builder:
@@ -180,3 +184,11 @@ class _Builder:
         scales = [Scale(x.weight, x.bias, renamed(x.group)) for x in self.scales]
         sizes, labels = [self.size[root] for root in roots], [self.label[root] for root in roots]
         return FlowGraph(sizes, labels, layers, scales, renamed(start), renamed(end), self.reshapes)
+
+
+def flattens_from(module: nn.Module | None, node: fx.Node) -> tuple[int, int]:
+    """The first and last dimension that a flattening joins: (1, -1) keeps nothing but the batch."""
+    if module is not None:
+        return module.start_dim, module.end_dim
+    start = node.args[1] if len(node.args) > 1 else node.kwargs.get("start_dim", 0)
+    return start, node.args[2] if len(node.args) > 2 else node.kwargs.get("end_dim", -1)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from synflow_lib.errors import InputError, lookup
+from synflow_lib.pruning.flow_network import path_exists
 from synflow_lib.pruning.masks import Masks, check_masks
 from synflow_lib.pruning.prune import prune, rho_max
 from synflow_lib.pruning.saliency import (
@@ -34,12 +35,15 @@ NORMALISATION = (
 def connected(model: nn.Module, masks: Mapping[str, Tensor], input_shape: Sequence[int]) -> bool:
     """Whether some path of kept weights leads from some input to some output.
 
-    Weights become 0 or 1, biases 0 and normalisation the identity; a path exists exactly where the output has a
-    gradient with respect to an input of ones. Residual sums, concatenations and shortcuts need no special case. The
-    output of each layer is divided by its largest value, so depth does not overflow. Raises InputError for masks of
+    Weights become 0 or 1, biases 0 and normalisation the identity. Where the network is a `Program`, paths are
+    followed forwards from 0 and 1 to 0 and 1. Of any other a path exists exactly where the output has a gradient with
+    respect to an input of ones; residual sums, concatenations and shortcuts need no special case, and the output of
+    each layer is divided by its largest value, so depth does not overflow. Raises InputError for masks of
     another model or an input shape that the model cannot take.
     """
     check_masks(model, masks)
+    if (found := path_exists(model, masks, input_shape)) is not None:
+        return found
     parameters = dict(model.named_parameters())
     state = {name: t.double() if t.is_floating_point() else t for name, t in masked_state(model, None).items()}
     for name in parameters:

@@ -1,137 +1,132 @@
 """The absolute network that SynFlow scores again and again, kept up to date instead of made anew, and shrunk.
 
-Measured on VGG-16, an iteration spends its time on the backward pass, on copies of weights that are gone, and on the
-threshold. So all weights lie in one vector in the order in which the convolutions read them fastest; pruned weights
-are set to zero in place; and a unit that has lost all its weights, incoming and outgoing, is cut out of the network
-every few iterations. Cutting out such a unit changes no score.
+A plain implementation spends its time on equal positions of feature maps, on copies, on weights that are gone, and on
+the threshold. Here the network is a `Program` of matrix products over one vector of all weights; pruned weights are
+set to zero in place; a unit that has lost all its weights, incoming or outgoing, is cut out of the network every few
+iterations, which changes no score; and the scores lie in one vector that is never copied.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from synflow_lib.errors import InputError
-from synflow_lib.models.flow_graph import FlowGraph, Layer, flow_graph
-from synflow_lib.pruning.saliency import absolute_state, forward, prunable, scoring_mode
-from synflow_lib.pruning.select import clear_all_but, count, largest_products
+from synflow_lib.models.flow_graph import FlowGraph, flow_graph, trace
+from synflow_lib.pruning.flow_program import Program, program
+from synflow_lib.pruning.flow_steps import Affine, Product
+from synflow_lib.pruning.select import clear_all_but, count
+from synflow_lib.pruning.state import absolute_state, forward, prunable, scoring_mode
 
-LOOK_AT = 0.7  # look for units to cut out when so much is left of what was left at the last look
+LOOK_AT = 0.85  # look for units to cut out when so much is left of what was left at the last look
+WORTH_CUTTING = 0.9  # cut when the network becomes smaller than this
+
+ROWS = 64  # of a layer are moved together: a layer at once would take memory that is not needed otherwise
 
 
 @dataclass
 class Span:
-    """Where the weights of one layer lie in the vector, and which rows and columns of the layer they are."""
+    """Where the weights of one layer lie in the vector, as [out, taps, in], and which units of the layer they join."""
 
     name: str
     start: int
-    shape: tuple[int, ...]  # as it is now
-    full: tuple[int, ...]  # as it was
+    out: int
+    into: int
+    taps: int  # positions of the kernel, or of the map that a linear layer reads flattened
+    full: tuple[int, ...]  # the shape of the weight in the model
     rows: Tensor
     columns: Tensor
-    last: bool  # stored with the channels last
+
+    @classmethod
+    def whole(cls, name: str, start: int, weight: Tensor, taps: int = 1) -> "Span":
+        """All of `weight`, stored from `start`; with one tap in the weight's own order."""
+        out, into = weight.shape[0], weight[0].numel() // taps
+        units = (torch.arange(n, device=weight.device) for n in (out, into))
+        return cls(name, start, out, into, taps, tuple(weight.shape), *units)
 
     @property
     def stop(self) -> int:
         """The end in the vector."""
-        return self.start + torch.Size(self.shape).numel()
+        return self.start + self.out * self.into * self.taps
 
     @property
     def size(self) -> int:
         """How many weights the layer had at first: what a share of it is a share of."""
         return torch.Size(self.full).numel()
 
-    def view(self, vector: Tensor) -> Tensor:
-        """The layer's part of `vector` in the shape of the weight."""
-        part = vector[self.start : self.stop]
-        if not self.last:
-            return part.view(self.shape)
-        out, into, *kernel = self.shape
-        return part.view(out, *kernel, into).permute(0, len(self.shape) - 1, *range(1, len(self.shape) - 1))
+    def matrix(self, vector: Tensor) -> Tensor:
+        """The layer's part of `vector` as stored, [out, taps x in]."""
+        return vector[self.start : self.stop].view(self.out, -1)
 
-    def flat(self, layer: Tensor) -> Tensor:
-        """A tensor of the layer's shape as a vector in the order of storage."""
-        if not self.last:
-            return layer.reshape(-1)
-        return layer.permute(0, *range(2, layer.ndim), 1).reshape(-1)
+    def grid(self, vector: Tensor) -> Tensor:
+        """The layer's part of `vector` in the order of the weight, [out, in, taps]."""
+        return vector[self.start : self.stop].view(self.out, self.taps, self.into).transpose(1, 2)
 
     def position(self, index: Tensor) -> Tensor:
         """The place of stored elements in the weight's own order."""
-        if not self.last:
+        if self.taps == 1:
             return index
-        into, kernel = self.shape[1], torch.Size(self.shape[2:]).numel()
-        row, rest = (index - self.start) // (into * kernel), (index - self.start) % (into * kernel)
-        return self.start + (row * into + rest % into) * kernel + rest // into
+        row, rest = (index - self.start) // (self.into * self.taps), (index - self.start) % (self.into * self.taps)
+        return self.start + (row * self.into + rest % self.into) * self.taps + rest // self.into
 
 
 class FlowNetwork:
     """SynFlow's scores of a network from which more and more weights are removed.
 
     `scores()` and `keep(chosen)` alternate; both speak of one vector over all weights still stored, described by
-    `spans`. `masks()` gives the result in the shapes of the model, which is not changed.
+    `spans`. `masks()` gives the result in the shapes of the model, which is not changed. Networks that have no
+    `Program` are run as they are; they keep one size.
     """
 
-    def __init__(self, model: nn.Module, input_shape: Sequence[int]):
+    def __init__(self, model: nn.Module, input_shape: Sequence[int], bypass_norm: bool = False):
         """Copy `model`; raises InputError where it cannot be scored with inputs of `input_shape` (C, H, W)."""
         self.model, self.input_shape = model, tuple(input_shape)
         weights = prunable(model)
         like = next(iter(weights.values()))
-        self.device, self.dtype = like.device, like.dtype
-        self.state = absolute_state(model, None, self.dtype)
-        self.graph = _shrinkable(model, self.input_shape)
-        # oneDNN's float32 kernels run twice as fast on this order; float64 has no such kernels.
-        last = self.device.type == "cpu" and self.dtype == torch.float32
-        self.spans = [
-            Span(
-                *(name, 0, tuple(weight.shape), tuple(weight.shape)),
-                torch.arange(weight.shape[0], device=self.device),
-                torch.arange(weight.shape[1], device=self.device),
-                last and weight.ndim == 4,
-            )
-            for name, weight in weights.items()
-        ]
-        everything = {span.name: torch.ones(span.shape, dtype=torch.bool, device=self.device) for span in self.spans}
-        self._store({span.name: self.state[span.name] for span in self.spans}, everything)
+        self.device = like.device
+        self.dtype = like.dtype if like.dtype in (torch.float32, torch.float64) else torch.float32
+        self.graph, self.program = _understood(model, self.input_shape, like.new_empty(0, dtype=self.dtype))
+        state = absolute_state(model, None, self.dtype, bypass_norm)
+        taps = self.program.taps if self.program else {}
+        self.spans, start = [], 0
+        for name, weight in weights.items():
+            self.spans.append(Span.whole(name, start, weight, taps.get(name, 1)))
+            start = self.spans[-1].stop
+        self.theta = torch.empty(start, dtype=self.dtype, device=self.device)
+        for span in self.spans:
+            span.grid(self.theta).copy_(state.pop(span.name).view(span.out, span.into, span.taps))
+        self.live = torch.ones(start, dtype=torch.bool, device=self.device)
+        self.spare = torch.empty_like(self.live)  # for marks: fresh memory costs more than the marking
+        self.values = torch.zeros_like(self.theta)
+        self.state: dict[str, Tensor] = {}
+        self._view()
+        self.state |= _small(self.program, model, state) if self.program else state
         self.left = len(self.live)
         self.next_look = LOOK_AT * self.left
-        self.gradients: tuple[Tensor, ...] | None = None
+        self.scored = False
 
     def scores(self) -> Tensor:
-        """One score per stored weight, 0 where it is gone; in float64 from where float32 cannot hold them.
+        """One score per stored weight, 0 where it is gone, up to one common factor; computed once between two `keep`.
 
-        Raises InputError where float64 cannot either.
+        The vector is the network's own: read it, do not write to it. Raises InputError where a score is infinite or
+        not a number.
         """
-        parts = [span.flat(g) * self.theta[span.start : span.stop] for span, g in self._gradients()]
-        scores = torch.cat(parts)
-        if not bool(scores.max() < torch.inf):  # NaN fails this too
-            self._to_double()
-            return self.scores()
-        return scores
+        if not self.scored:
+            self.scored = self._by_program(self.program) if self.program else self._by_autograd()
+        return self.values
 
-    def quick(self, number: int) -> Tensor | None:
-        """Mark the `number` largest scores without storing any score; None where that needs a closer look.
-
-        Scores are made, compared and forgotten in pieces that fit the cache, which takes a third of the time of
-        passing over whole vectors: on the CPU the memory is the limit.
-        """
-        if self.device.type != "cpu" or not 0 < number < len(self.theta):
-            return None
-        gradients = [span.flat(gradient).numpy() for span, gradient in self._gradients()]
-        thetas = [self.theta[span.start : span.stop].numpy() for span in self.spans]
-        chosen, highest = largest_products(gradients, thetas, number, self.left, self.position)
-        if highest is None or not highest < np.inf:
-            return None
-        return torch.from_numpy(chosen) if chosen is not None else None
+    def by_name(self) -> dict[str, Tensor]:
+        """The scores in the names and shapes of the model, 0 where a unit was cut out."""
+        return self._in_full(self.scores())
 
     def keep(self, chosen: Tensor) -> None:
         """Remove all stored weights but the `chosen`, and now and then the units that are left without any."""
-        self.gradients = None
-        self.live &= chosen
+        torch.logical_and(self.live, chosen, out=self.spare)
+        self.live, self.spare = self.spare, self.live
         clear_all_but(self.theta, self.live)
-        self.left = count(self.live)
-        if self.graph is not None and self.left <= self.next_look:
+        self.left, self.scored = count(self.live), False
+        if self.program is not None and self.graph is not None and self.left <= self.next_look:
             self.next_look = LOOK_AT * self.left
             self._shrink(self.graph)
 
@@ -145,109 +140,142 @@ class FlowNetwork:
 
     def masks(self) -> dict[str, Tensor]:
         """Which weights are left, in the names and shapes of the model."""
-        masks = {}
-        for span in self.spans:
-            masks[span.name] = torch.zeros(span.full, dtype=torch.bool, device=self.device)
-            masks[span.name][span.rows[:, None], span.columns] = span.view(self.live)
-        return masks
+        return self._in_full(self.live)
 
-    def _store(self, weights: dict[str, Tensor], live: dict[str, Tensor]) -> None:
-        start = 0
+    def _in_full(self, vector: Tensor) -> dict[str, Tensor]:
+        full = {}
         for span in self.spans:
-            span.start, span.shape = start, tuple(weights[span.name].shape)
-            start = span.stop
-        self.theta = torch.empty(start, dtype=self.dtype, device=self.device)
-        self.live = torch.empty(start, dtype=torch.bool, device=self.device)
+            full[span.name] = vector.new_zeros(span.full)
+            whole = full[span.name].view(span.full[0], -1, span.taps)
+            whole[span.rows[:, None], span.columns] = span.grid(vector)
+        return full
+
+    def _view(self) -> None:
         for span in self.spans:
-            span.view(self.theta).copy_(weights[span.name])
-            span.view(self.live).copy_(live[span.name])
-            self.state[span.name] = span.view(self.theta).detach().requires_grad_()
+            theta = span.matrix(self.theta)
+            self.state[span.name] = theta if self.program else theta.view(span.full)
 
-    def _gradients(self) -> list[tuple[Span, Tensor]]:
-        """dR/d|theta| of every layer, computed once between two calls of `keep`."""
-        if self.gradients is None:
-            leaves = [self.state[span.name] for span in self.spans]
-            ones = torch.ones(1, *self.input_shape, dtype=self.dtype, device=self.device)
-            if self.spans[0].last and ones.ndim == 4:
-                ones = ones.contiguous(memory_format=torch.channels_last)
-            with scoring_mode(self.model, False), torch.enable_grad():
-                flow = forward(self.model, self.state, ones).sum()
-                self.gradients = torch.autograd.grad(flow, leaves, allow_unused=True, materialize_grads=True)
-            flow = float(flow.detach())
-            # Too small for float32 looks like no flow at all; in float64 no flow means a network that is cut in two.
-            if not 0 <= flow < torch.inf or (flow == 0 and self.dtype != torch.float64):
-                self._to_double()
-                return self._gradients()
-        return list(zip(self.spans, self.gradients, strict=True))
+    def _by_program(self, program: Program) -> bool:
+        spans = {span.name: span for span in self.spans}
 
-    def _to_double(self) -> None:
+        def note(weight: str, gradient: Tensor, read: Tensor) -> None:
+            scores = spans[weight].matrix(self.values)
+            torch.mm(gradient.t(), read, out=scores).mul_(self.state[weight])
+
+        if not program.scores(self.state, note):
+            self.values.zero_()  # cut in two: no path, no flow
+        return True
+
+    def _by_autograd(self) -> bool:
+        leaves = [self.state[span.name].detach().requires_grad_() for span in self.spans]
+        state = {**self.state, **{span.name: leaf for span, leaf in zip(self.spans, leaves, strict=True)}}
+        ones = torch.ones(1, *self.input_shape, dtype=self.dtype, device=self.device)
+        with scoring_mode(self.model, False), torch.enable_grad():
+            flow = forward(self.model, state, ones).sum()
+            gradients = torch.autograd.grad(flow, leaves, allow_unused=True, materialize_grads=True)
+        for span, gradient in zip(self.spans, gradients, strict=True):
+            torch.mul(gradient.reshape(span.out, -1), span.matrix(self.theta), out=span.matrix(self.values)).abs_()
+        flow = abs(float(flow.detach()))  # subtracting layers, LayerNorm and attention, can make it negative
+        # Too small for float32 looks like no flow at all; in float64 no flow means a network that is cut in two.
+        if bool(self.values.max() < torch.inf) and (
+            0 < flow < torch.inf or (flow == 0 and self.dtype == torch.float64)
+        ):
+            return True
         if self.dtype == torch.float64:
             raise InputError(
-                f"the synaptic flow of {type(self.model).__name__} is infinite even in float64: scale its weights down"
+                f"the synaptic flow of {type(self.model).__name__} is {flow} even in float64: scale its weights down"
             )
         self.dtype = torch.float64
-        weights = {span.name: span.view(self.theta).double() for span in self.spans}
-        live = {span.name: span.view(self.live).clone() for span in self.spans}
-        self.state = {n: t.detach().double() if t.is_floating_point() else t for n, t in self.state.items()}
-        for span in self.spans:
-            span.last = False
-        self._store(weights, live)
-        self.gradients = None
+        self.state = {n: t.double() if t.is_floating_point() else t for n, t in self.state.items()}
+        self.theta, self.values = self.theta.double(), self.values.double()
+        self._view()
+        return self._by_autograd()
 
     def _shrink(self, graph: FlowGraph) -> None:
         alive = [torch.zeros(size, dtype=torch.bool, device=self.device) for size in graph.sizes]
         spans = {span.name: span for span in self.spans}
         for layer in graph.layers:
-            span = spans[layer.weight]
-            live = span.flat(span.view(self.live)).view(span.shape[0], -1).view(torch.uint8)
+            live = spans[layer.weight].matrix(self.live).view(torch.uint8)
             alive[layer.target] |= live.amax(1).bool()
-            inputs = live.amax(0).view(-1, span.shape[1]).amax(0) if span.last else live.amax(0)
-            alive[layer.source] |= inputs.view(graph.sizes[layer.source], -1).amax(1).bool()
+            alive[layer.source] |= live.amax(0).view(-1, graph.sizes[layer.source]).amax(0).bool()
         for end in (graph.input, graph.output):
             alive[end][:] = True
         if not all(units.any() for units in alive):
             return  # cut in two: layers without any unit cannot be computed
-        now = self.spans[-1].stop
-        if sum(_area(layer, spans, alive, graph) for layer in graph.layers) < 0.85 * now:
-            self._cut(graph, spans, [units.nonzero().squeeze(1) for units in alive])
+        numbers = [int(units.sum()) for units in alive]
+        area = sum(numbers[x.target] * numbers[x.source] * spans[x.weight].taps for x in graph.layers)
+        if area < WORTH_CUTTING * len(self.live):
+            self._cut(graph, [units.nonzero().squeeze(1) for units in alive])
 
-    def _cut(self, graph: FlowGraph, spans: dict[str, Span], units: list[Tensor]) -> None:
-        weights, live = {}, {}
-        for layer in graph.layers:
-            span, rows = spans[layer.weight], units[layer.target]
-            positions = span.shape[1] // graph.sizes[layer.source]  # of a channel, after flattening
-            offsets = torch.arange(positions, device=self.device)
-            columns = (units[layer.source][:, None] * positions + offsets).flatten()
-            weights[span.name] = span.view(self.theta)[rows][:, columns]
-            live[span.name] = span.view(self.live)[rows][:, columns]
+    def _cut(self, graph: FlowGraph, units: list[Tensor]) -> None:
+        """Move what stays to the front, in place: the vectors only become shorter."""
+        layers = {layer.weight: layer for layer in graph.layers}
+        start = 0
+        for span in self.spans:
+            layer = layers[span.name]
+            rows, columns = units[layer.target], units[layer.source]
+            stop = start + len(rows) * len(columns) * span.taps
+            for vector in (self.theta, self.live):
+                stored = span.matrix(vector).view(span.out, span.taps, span.into)
+                there = vector[start:stop].view(len(rows), span.taps, len(columns))
+                for part, block in zip(there.split(ROWS), rows.split(ROWS), strict=True):
+                    part.copy_(stored.index_select(0, block).index_select(2, columns))
+            span.start, span.out, span.into = start, len(rows), len(columns)
             span.rows, span.columns = span.rows[rows], span.columns[columns]
-            if layer.bias is not None:
+            start = stop
+            if layer.bias in self.state:
                 self.state[layer.bias] = self.state[layer.bias][rows]
         for norm in graph.scales:
-            prefix = norm.weight.removesuffix("weight")
-            for name in (norm.weight, norm.bias, f"{prefix}running_mean", f"{prefix}running_var"):
-                if name in self.state:
-                    self.state[name] = self.state[name][units[norm.group]]
+            for name in {norm.weight, norm.bias} & set(self.state):
+                self.state[name] = self.state[name][units[norm.group]]
         graph.sizes = [len(left) for left in units]
-        self._store(weights, live)
+        self.theta, self.live, self.values, self.spare = (
+            vector[:start] for vector in (self.theta, self.live, self.values, self.spare)
+        )
+        self._view()
 
 
-def _area(layer: Layer, spans: dict[str, Span], alive: list[Tensor], graph: FlowGraph) -> int:
-    _, into, *kernel = spans[layer.weight].shape
-    into = into * int(alive[layer.source].sum()) // max(1, graph.sizes[layer.source])
-    return int(alive[layer.target].sum()) * into * torch.Size(kernel).numel()
+def path_exists(model: nn.Module, masks: Mapping[str, Tensor], input_shape: Sequence[int]) -> bool | None:
+    """Whether some path of kept weights leads from input to output; None where the model has no program."""
+    like = next(iter(prunable(model).values()))
+    _, compiled = _understood(model, tuple(input_shape), like.new_empty(0, dtype=torch.float32))
+    if compiled is None:
+        return None
+    state = {step.factor: like.new_ones((), dtype=torch.float32) for step in compiled.steps if isinstance(step, Affine)}
+    for name, taps in compiled.taps.items():
+        kept = masks[name].to(like.device, torch.float32)
+        state[name] = kept.reshape(len(kept), -1, taps).transpose(1, 2).reshape(len(kept), -1)
+    return compiled.connects(state)
 
 
-def _shrinkable(model: nn.Module, input_shape: tuple[int, ...]) -> FlowGraph | None:
-    """The flow graph where units can be cut out by slicing the state alone, None where they cannot."""
+def _small(program: Program, model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What a program needs besides the weights: biases, and BatchNorm as a factor and a shift; zeros left out."""
+    small = {}
+    for step in program.steps:
+        if isinstance(step, Product) and step.bias in state:
+            small[step.bias] = state[step.bias]
+        elif isinstance(step, Affine):
+            prefix = step.factor.removesuffix("weight")
+            variance = state[f"{prefix}running_var"] + model.get_submodule(prefix.removesuffix(".")).eps
+            small[step.shift] = state[step.shift]
+            small[step.factor] = state[step.factor] / variance.sqrt()
+    factors = {step.factor for step in program.steps if isinstance(step, Affine)}
+    return {name: values for name, values in small.items() if name in factors or bool(values.any())}
+
+
+def _understood(
+    model: nn.Module, input_shape: tuple[int, ...], like: Tensor
+) -> tuple[FlowGraph | None, Program | None]:
+    """The flow graph, if units can be cut out by its word alone, and the program; None for what there is not."""
     try:
-        graph = flow_graph(model, input_shape)
+        traced = trace(model)
     except InputError:
-        return None  # any module can be scored, only some can be shrunk
-    known = {name for layer in graph.layers for name in (layer.weight, layer.bias)}
-    known |= {name for norm in graph.scales for name in (norm.weight, norm.bias)}
-    parameters = {name for name, parameter in model.named_parameters() if parameter.numel() > 1}
+        return None, None  # any module can be scored, only some can be followed
+    compiled = program(model, traced, input_shape, like)
+    try:
+        graph = flow_graph(model, input_shape, traced)
+    except InputError:
+        return None, compiled
     weights = [layer.weight for layer in graph.layers]
-    plain = all(layer.groups == 1 for layer in graph.layers) and len(set(weights)) == len(weights)
-    covered = parameters <= known and set(weights) == set(prunable(model))
-    return graph if plain and covered and not graph.reshapes else None
+    covered = len(set(weights)) == len(weights) and set(weights) == set(prunable(model))
+    return graph if covered else None, compiled

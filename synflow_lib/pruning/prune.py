@@ -12,6 +12,7 @@ from synflow_lib.pruning.masks import Masks
 from synflow_lib.pruning.saliency import SALIENCIES, Batches, Scores, prunable, synflow
 from synflow_lib.pruning.schedule import SCHEDULES
 from synflow_lib.pruning.select import count, largest
+from synflow_lib.pruning.state import warn_zero_scales
 
 SCOPES = ("global", "layer")
 
@@ -34,6 +35,7 @@ def prune(
     scope: str = "global",
     train_mode: bool = False,
     invert: bool = False,
+    bypass_norm: bool = False,
     seed: int = 0,
 ) -> Masks:
     """Return the masks that `method` leaves at the ratio `compression`; the model itself is not changed.
@@ -46,8 +48,9 @@ def prune(
     synflow needs `input_shape`, e.g. (3, 32, 32); snip and grasp need `batches`, a sequence of (images [B, C, H, W],
     labels [B]). `iterations` defaults to 100 for synflow and 1 for the rest. `scope` "layer" removes the same share
     of every layer instead of ranking all weights together. `train_mode` scores with BatchNorm's batch statistics,
-    `invert` keeps the lowest scores, `seed` is that of random scores. Raises InputError, before any work, for a value
-    that cannot be used, and for scores that are not finite.
+    `invert` keeps the lowest scores, `bypass_norm` lets synflow score with every BatchNorm as the identity (for blocks
+    whose last scale begins at zero; prune warns of them), `seed` is that of random scores. Raises InputError, before
+    any work, for a value that cannot be used, and for scores that are not finite.
     """
     score = method if callable(method) else lookup(SALIENCIES, method, "pruning method")
     kept_after = lookup(SCHEDULES, schedule, "schedule")
@@ -57,11 +60,19 @@ def prune(
     if iterations < 1:
         raise InputError(f"iterations must be at least 1, not {iterations}")
 
+    if bypass_norm and isinstance(method, str) and score is not synflow:
+        raise InputError(f"bypass_norm is for synflow, which scores without data, not for {method}")
+    if bypass_norm and train_mode:
+        raise InputError("train_mode scores with BatchNorm's batch statistics and bypass_norm without any: choose one")
+    if score is synflow and not bypass_norm:
+        warn_zero_scales(model)
+
     if compression == 1:
         iterations = 1  # nothing goes, but a method or a batch that cannot be used should still be refused
     options = {"input_shape": input_shape, "batches": batches, "train_mode": train_mode, "seed": seed}
+    options |= {"bypass_norm": True} if bypass_norm else {}
     if score is synflow and input_shape is not None and not (train_mode or invert):
-        network: FlowNetwork | _Scored = FlowNetwork(model, input_shape)
+        network: FlowNetwork | _Scored = FlowNetwork(model, input_shape, bypass_norm)
     else:
         network = _Scored(model, score, invert, options)
     for k in range(1, iterations + 1):
@@ -80,21 +91,19 @@ def check_compression(compression: float, highest: float) -> None:
 
 def best(network: "FlowNetwork | _Scored", kept: float, scope: str = "global") -> Tensor:
     """Mark the stored weights of `network` that stay when the share `kept` of all weights does, by their scores."""
-    spans = network.spans
-    number = number_kept(sum(span.size for span in spans), kept)
-    if scope == "global" and (chosen := network.quick(number)) is not None:
-        return chosen
-    scores = network.scores()
+    spans, scores = network.spans, network.scores()
     if scope == "layer":
-        scores.masked_fill_(~network.live, -torch.inf)
+        scores = scores.masked_fill(~network.live, -torch.inf)
         parts = [
-            largest(scores[s.start : s.stop], number_kept(s.size, kept), lambda index, s=s: s.position(index + s.start))
+            largest(scores[s.start : s.stop], number_kept(s.size, kept), lambda i, s=s: s.position(i + s.start))[0]
             for s in spans
         ]
         return torch.cat(parts)
-    chosen = largest(scores, number, network.position)
-    if count(chosen & network.live) < number:  # a weight that is gone ties with one that is worth nothing
-        chosen = largest(scores.masked_fill_(~network.live, -torch.inf), number, network.position)
+    number = number_kept(sum(span.size for span in spans), kept)
+    chosen, lowest = largest(scores, number, network.position, network.spare)
+    if not lowest > 0 and count(chosen & network.live) < number:
+        # A weight that is gone ties with one that is worth nothing.
+        chosen, _ = largest(scores.masked_fill(~network.live, -torch.inf), number, network.position)
     return chosen
 
 
@@ -125,9 +134,10 @@ class _Scored:
         self.shapes = {name: mask.shape for name, mask in live.items()}
         self.spans, start = [], 0
         for name, mask in live.items():
-            self.spans.append(Span(name, start, *[tuple(mask.shape)] * 2, torch.empty(0), torch.empty(0), False))
+            self.spans.append(Span.whole(name, start, mask))
             start += mask.numel()
         self.live = torch.cat([mask.flatten() for mask in live.values()])
+        self.spare = None
 
     def scores(self) -> Tensor:
         scores = self.score(self.model, self.masks(), **self.options)
@@ -144,11 +154,7 @@ class _Scored:
         self.live = self.live & chosen
 
     def masks(self) -> dict[str, Tensor]:
-        return {span.name: span.view(self.live) for span in self.spans}
-
-    @staticmethod
-    def quick(number: int) -> None:
-        return None
+        return {span.name: self.live[span.start : span.stop].view(span.full) for span in self.spans}
 
     @staticmethod
     def position(index: Tensor) -> Tensor:

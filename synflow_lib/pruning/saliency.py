@@ -7,81 +7,18 @@ keeping the higher. `SALIENCIES` is the table of them; add your own function wit
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from synflow_lib.errors import InputError
-from synflow_lib.models.flow_graph import BATCH_NORM, CONVOLUTION
+from synflow_lib.models.flow_graph import BATCH_NORM as BATCH_NORM
+from synflow_lib.pruning.state import absolute_state, forward, masked_state, prunable, scoring_mode, warn_unscored
 
 Batches = Sequence[tuple[Tensor, Tensor]]
 Scores = dict[str, Tensor]
-
-
-def prunable(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Return the weights that are pruned: those of every convolution and linear map, in the model's order.
-
-    Biases, normalisation and embeddings are not; shortcut convolutions, attention and the classifier are. A weight
-    that two layers share counts once. Raises InputError where there is none.
-    """
-    found: dict[str, nn.Parameter] = {}
-    for prefix, module in model.named_modules():
-        attribute = "in_proj_weight" if isinstance(module, nn.MultiheadAttention) else "weight"
-        linear = isinstance(module, nn.Linear | CONVOLUTION | nn.MultiheadAttention)
-        weight = module._parameters.get(attribute) if linear else None
-        if weight is not None and not any(weight is known for known in found.values()):
-            found[f"{prefix}.{attribute}" if prefix else attribute] = weight
-    if not found:
-        hint = (
-            " (undo torch.nn.utils.prune first?)"
-            if any("weight_orig" in n for n, _ in model.named_parameters())
-            else ""
-        )
-        raise InputError(f"{type(model).__name__} has no convolution or linear layer with a weight to prune{hint}")
-    return found
-
-
-@contextmanager
-def scoring_mode(model: nn.Module, train_mode: bool) -> Iterator[None]:
-    """Score without dropout; BatchNorm uses its running statistics, or the batch's own where `train_mode`."""
-    before = {module: module.training for module in model.modules()}
-    try:
-        model.eval()
-        for module in model.modules():
-            if train_mode and isinstance(module, BATCH_NORM):
-                module.train()
-        yield
-    finally:
-        for module, training in before.items():
-            module.training = training
-
-
-def masked_state(model: nn.Module, masks: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
-    """Return copies of all parameters and buffers, the masked weights multiplied by their masks."""
-    state = {name: tensor.detach().clone() for name, tensor in (*model.named_parameters(), *model.named_buffers())}
-    for name, mask in (masks or {}).items():
-        state[name] *= mask
-    return state
-
-
-def forward(model: nn.Module, state: dict[str, Tensor], x: Tensor) -> Tensor:
-    """Return the output of `model` for `x` with `state` in place of its own parameters and buffers.
-
-    Raises InputError where the model cannot take an input of that shape, or gives something else than a tensor.
-    """
-    try:
-        output = functional_call(model, state, (x,))
-    except (RuntimeError, ValueError, AssertionError, IndexError) as error:
-        if "out of memory" in str(error):
-            raise
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"{type(model).__name__} cannot take an input of shape {tuple(x.shape)}: {reason}") from error
-    if not isinstance(output, Tensor):
-        raise InputError(f"{type(model).__name__} must return one tensor to be scored, not {type(output).__name__}")
-    return output
 
 
 def _leaves(model: nn.Module, state: dict[str, Tensor], parameters: Iterable[str] | None) -> dict[str, Tensor]:
@@ -191,41 +128,67 @@ def grasp(
     def loss(images: Tensor, labels: Tensor, weight: float) -> Tensor:
         return _loss(model, state, images, labels, weight, temperature)
 
-    with scoring_mode(model, train_mode), torch.enable_grad():
+    # Of attention's implementations only the plain one can be differentiated twice.
+    with scoring_mode(model, train_mode), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
         for images, labels, weight in _weighted(checked):
             for sum_, part in zip(gradient, torch.autograd.grad(loss(images, labels, weight), values), strict=True):
                 sum_ += part
         for images, labels, weight in _weighted(checked):
             parts = torch.autograd.grad(loss(images, labels, weight), values, create_graph=True)
             along = sum((part * frozen).sum() for part, frozen in zip(parts, gradient, strict=True))
-            for sum_, part in zip(product, torch.autograd.grad(along, values), strict=True):
+            for sum_, part in zip(product, _second(along, values, model), strict=True):
                 sum_ += part
     return {name: (leaf * part).detach() for (name, leaf), part in zip(leaves.items(), product, strict=True)}
 
 
+def _second(along: Tensor, values: list[Tensor], model: nn.Module) -> tuple[Tensor, ...]:
+    try:
+        return torch.autograd.grad(along, values)
+    except RuntimeError as error:
+        if "derivative for" not in str(error):
+            raise
+        raise InputError(
+            f"grasp needs second derivatives, and torch has none for an operation of {type(model).__name__} "
+            f"({str(error).splitlines()[0]}): use another method, or another form of that operation"
+        ) from error
+
+
 def synaptic_flow(
-    model: nn.Module, masks: Mapping[str, Tensor] | None = None, *, input_shape: Sequence[int], train_mode: bool = False
-) -> float:
+    model: nn.Module, masks: Mapping[str, Tensor] | None = None, *, input_shape: Sequence[int],
+    train_mode: bool = False, bypass_norm: bool = False,
+) -> float:  # fmt: skip
     """R = 1' (prod_l |theta_l|) 1, the total flow from inputs of one to the outputs (Tanaka et al. 2020, eq. 2).
 
-    Computed in float64; infinite where that overflows. `input_shape` is (C, H, W).
+    Computed in float64; infinite where that overflows. `input_shape` is (C, H, W); the rest is as in `synflow`.
     """
-    state = absolute_state(model, masks, torch.float64)
+    state = _flow_state(model, masks, torch.float64, train_mode, bypass_norm)
     ones = torch.ones(1, *input_shape, dtype=torch.float64, device=_like(model).device)
     with scoring_mode(model, train_mode), torch.no_grad():
         return float(forward(model, state, ones).sum())
 
 
+def _flow_state(
+    model: nn.Module, masks: Mapping[str, Tensor] | None, dtype: torch.dtype, train_mode: bool, bypass_norm: bool
+) -> dict[str, Tensor]:
+    if train_mode and bypass_norm:
+        raise InputError("train_mode scores with BatchNorm's batch statistics and bypass_norm without any: choose one")
+    return absolute_state(model, masks, dtype, bypass_norm)
+
+
 def synflow(
     model: nn.Module, masks: Mapping[str, Tensor] | None = None, *, input_shape: Sequence[int] | None = None,
-    train_mode: bool = False, parameters: Iterable[str] | None = None, **_: object,
+    train_mode: bool = False, bypass_norm: bool = False, parameters: Iterable[str] | None = None, **_: object,
 ) -> Scores:  # fmt: skip
     """SynFlow (Tanaka et al. 2020, eq. 3): saliency of R = 1' (prod_l |theta_l|) 1, one input of ones, no data.
 
-    All parameters enter with their absolute value, biases too. Running means are taken as zero: they are data, and
-    with them R would no longer be a sum of positive paths (at initialisation they are zero). Where float32 cannot
-    hold R the scores are computed, and returned, in float64. Raises InputError without `input_shape` (C, H, W), and
-    where float64 overflows too.
+    The network is that of `absolute_state`. So a trained network is scored with its |bias|, |gamma|, |beta| and
+    running variances, and with running means of zero, as they are at initialisation. `bypass_norm` makes every
+    BatchNorm the identity instead: the way to score residual blocks whose last scale begins at zero. Where LayerNorm
+    or attention subtract, paths count negative, and R too may be: the scores are the absolute values. For which
+    networks they are conserved `theory.assumptions` says; a call without masks warns of layers that score 0 throughout.
+
+    Where float32 cannot hold R the scores are computed, and returned, in float64. Raises InputError without
+    `input_shape` (C, H, W), for `bypass_norm` together with `train_mode`, and where float64 overflows too.
     """
     if input_shape is None:
         raise InputError(
@@ -233,34 +196,22 @@ def synflow(
         )
     like = _like(model)
     for dtype in dict.fromkeys((like.dtype, torch.float64)):
-        state = absolute_state(model, masks, dtype)
+        state = _flow_state(model, masks, dtype, train_mode, bypass_norm)
         leaves = _leaves(model, state, parameters)
         with scoring_mode(model, train_mode), torch.enable_grad():
             ones = torch.ones(1, *input_shape, dtype=dtype, device=like.device)
             flow = forward(model, state, ones).sum()
             gradients = torch.autograd.grad(flow, list(leaves.values()), allow_unused=True, materialize_grads=True)
-        scores = {name: (leaf * g).detach() for (name, leaf), g in zip(leaves.items(), gradients, strict=True)}
-        if flow > 0 and all(bool(score.isfinite().all()) for score in scores.values()):
+        scores = {name: (leaf * g).detach().abs() for (name, leaf), g in zip(leaves.items(), gradients, strict=True)}
+        finite = all(bool(score.isfinite().all()) for score in scores.values())
+        # No flow in float64 means a network that is truly cut in two.
+        if finite and (0 < flow.abs() < torch.inf or (flow == 0 and dtype == torch.float64)):
+            if masks is None:
+                warn_unscored(model, scores, bypass_norm)
             return scores
-        if flow == 0 and dtype == torch.float64:
-            return scores  # truly cut in two: no path, no flow
     raise InputError(
         f"the synaptic flow of {type(model).__name__} is {float(flow.detach())} even in float64: scale its weights down"
     )
-
-
-def absolute_state(model: nn.Module, masks: Mapping[str, Tensor] | None, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Copies of all parameters, masked and absolute, and of the buffers, running means at zero: SynFlow's network."""
-    parameters = dict(model.named_parameters())
-    state = masked_state(model, masks)
-    for name, tensor in state.items():
-        tensor = tensor.to(dtype) if tensor.is_floating_point() else tensor
-        if name in parameters:
-            tensor = tensor.abs()
-        elif name.rpartition(".")[2] == "running_mean":
-            tensor = torch.zeros_like(tensor)
-        state[name] = tensor
-    return state
 
 
 def magnitude(

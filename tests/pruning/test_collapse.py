@@ -50,6 +50,16 @@ def test_layers_with_weights_that_do_not_meet_are_cut():
     assert connected(model, masks, SHAPE)
 
 
+@pytest.mark.parametrize("network", NETWORKS)
+def test_both_ways_to_follow_paths_agree(network, monkeypatch):
+    model = NETWORKS[network]()
+    drawn = [prune(model, "random", 30, seed=seed) for seed in range(40)]
+    quick = [connected(model, masks, SHAPE) for masks in drawn]
+    monkeypatch.setattr("synflow_lib.pruning.collapse.path_exists", lambda *_: None)
+    verdicts = [connected(model, masks, SHAPE) for masks in drawn]
+    assert verdicts == quick and len(set(verdicts)) == 2
+
+
 def test_connectivity_agrees_with_a_walk_over_the_weights():
     model = mlp(sizes=(192, 6, 6, 6), bias=True)
     verdicts = set()

@@ -1,0 +1,186 @@
+"""The network that is scored: a model's code run on copies of its parameters, so that the model never changes.
+
+Nothing is written into the model, which therefore is as before when scoring fails or is interrupted; only the training
+flags are set for the time of scoring, and put back whatever happens.
+"""
+
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from synflow_lib.errors import InputError
+from synflow_lib.models.flow_graph import BATCH_NORM, CONVOLUTION
+
+NORMALISATION = (BATCH_NORM, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.instancenorm._InstanceNorm)
+NAMED = 3  # of many layers, so many are named in a sentence
+
+
+def prunable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the weights that are pruned: those of every convolution and linear map, in the model's order.
+
+    Biases, normalisation and embeddings are not; shortcut convolutions, attention and the classifier are. A weight
+    that two layers share counts once. Raises InputError where there is none.
+    """
+    found: dict[str, nn.Parameter] = {}
+    for prefix, module in model.named_modules():
+        attribute = "in_proj_weight" if isinstance(module, nn.MultiheadAttention) else "weight"
+        linear = isinstance(module, nn.Linear | CONVOLUTION | nn.MultiheadAttention)
+        weight = module._parameters.get(attribute) if linear else None
+        if weight is not None and not any(weight is known for known in found.values()):
+            found[f"{prefix}.{attribute}" if prefix else attribute] = weight
+    if not found:
+        hint = (
+            " (undo torch.nn.utils.prune first?)"
+            if any("weight_orig" in n for n, _ in model.named_parameters())
+            else ""
+        )
+        raise InputError(f"{type(model).__name__} has no convolution or linear layer with a weight to prune{hint}")
+    return found
+
+
+@contextmanager
+def scoring_mode(model: nn.Module, train_mode: bool) -> Iterator[None]:
+    """Score without dropout; BatchNorm uses its running statistics, or the batch's own where `train_mode`."""
+    before = {module: module.training for module in model.modules()}
+    try:
+        model.eval()
+        for module in model.modules():
+            if train_mode and isinstance(module, BATCH_NORM):
+                module.train()
+        yield
+    finally:
+        for module, training in before.items():
+            module.training = training
+
+
+def masked_state(
+    model: nn.Module, masks: Mapping[str, Tensor] | None, dtype: torch.dtype | None = None
+) -> dict[str, Tensor]:
+    """Return copies of all parameters and buffers, the masked weights multiplied by their masks.
+
+    Floating-point numbers are converted to `dtype`, by default they stay as they are.
+    """
+    state = {}
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        kind = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+        state[name] = tensor.detach().to(kind, copy=True)
+    for name, mask in (masks or {}).items():
+        state[name] *= mask
+    return state
+
+
+def forward(model: nn.Module, state: dict[str, Tensor], x: Tensor) -> Tensor:
+    """Return the output of `model` for `x` with `state` in place of its own parameters and buffers.
+
+    Raises InputError where the model cannot take an input of that shape, or gives something else than a tensor.
+    """
+    try:
+        output = functional_call(model, state, (x,))
+    except (RuntimeError, ValueError, AssertionError, IndexError) as error:
+        if "out of memory" in str(error):
+            raise
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(f"{type(model).__name__} cannot take an input of shape {tuple(x.shape)}: {reason}") from error
+    if not isinstance(output, Tensor):
+        raise InputError(f"{type(model).__name__} must return one tensor to be scored, not {type(output).__name__}")
+    return output
+
+
+def absolute_state(
+    model: nn.Module, masks: Mapping[str, Tensor] | None, dtype: torch.dtype, bypass_norm: bool = False
+) -> dict[str, Tensor]:
+    """Return SynFlow's network: all parameters masked and absolute, and the buffers, with running means of zero.
+
+    So of a trained network |weight|, |bias|, |gamma|, |beta| and the running variances are used. Its running means
+    are not: they are data, and subtracting them R would no longer be a sum of positive paths. With `bypass_norm`
+    every BatchNorm is the identity, exactly: gamma 1, beta 0, and the variance that makes its divisor 1. Raises
+    InputError where that takes more than a state, in a BatchNorm without running statistics.
+    """
+    signed = {name for name, _ in model.named_parameters()}
+    for prefix, _ in _batch_norms(model):
+        signed |= {f"{prefix}weight", f"{prefix}bias"}  # buffers where BatchNorm is frozen
+    state = masked_state(model, masks, dtype)
+    for name, tensor in state.items():
+        if name in signed:
+            tensor.abs_()
+        elif name.rpartition(".")[2] == "running_mean":
+            tensor.zero_()
+    if bypass_norm:
+        _bypass(model, state)
+    return state
+
+
+def _batch_norms(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """All BatchNorms, frozen ones of any library too, each with what its tensors' names begin with."""
+    for name, module in model.named_modules():
+        if isinstance(module, BATCH_NORM) or module._buffers.get("running_var") is not None:
+            yield f"{name}." if name else "", module
+
+
+def _bypass(model: nn.Module, state: dict[str, Tensor]) -> None:
+    for prefix, module in _batch_norms(model):
+        if module.running_var is None:
+            raise InputError(
+                f"{prefix.rstrip('.') or type(model).__name__} is a BatchNorm without running statistics, which "
+                "bypass_norm cannot make the identity: put torch.nn.Identity in its place"
+            )
+        for kind, value in (("weight", 1.0), ("bias", 0.0), ("running_var", 1.0 - module.eps)):
+            if f"{prefix}{kind}" in state:  # what two BatchNorms share is there once, under its first name
+                state[f"{prefix}{kind}"].fill_(value)
+
+
+def zero_scales(model: nn.Module) -> list[str]:
+    """Return the names of the normalisation layers whose scale is zero in every channel: nothing passes them."""
+    norms = {name: module for name, module in model.named_modules() if isinstance(module, NORMALISATION)}
+    norms |= {prefix.rstrip("."): module for prefix, module in _batch_norms(model)}
+    return [name for name, norm in norms.items() if norm.weight is not None and not bool(norm.weight.any())]
+
+
+def warn_zero_scales(model: nn.Module, stacklevel: int = 3) -> bool:
+    """Warn of `zero_scales` and of layers whose weights are all zero, and return whether there are any.
+
+    Residual blocks begin like that in timm, and in torchvision with zero_init_residual=True, so that a block is the
+    identity when training starts; the heads of torchvision's vision transformers begin at zero too. `synflow` without
+    masks warns, and `prune` does once, however many times it scores. `stacklevel` is that of `warnings.warn`.
+    """
+    scales = zero_scales(model)
+    if scales:
+        warnings.warn(
+            f"the scale of {_some(scales)} is zero in every channel (timm and torchvision's zero_init_residual=True "
+            "begin like this), so synflow scores every weight in front of one 0 and removes it first: score with "
+            "BatchNorm as the identity by bypass_norm=True, or set the scales to 1",
+            stacklevel=stacklevel,
+        )
+    weights = [name for name, weight in prunable(model).items() if not bool(weight.any())]
+    if weights:
+        warnings.warn(
+            f"all weights are zero in {_some(weights)}, so nothing flows through, and synflow scores 0 whatever leads "
+            "only there: initialise them, or load trained weights, before scoring",
+            stacklevel=stacklevel,
+        )
+    return bool(scales or weights)
+
+
+def warn_unscored(model: nn.Module, scores: Mapping[str, Tensor], bypass_norm: bool = False) -> None:
+    """Warn of layers all of whose weights SynFlow scores 0 though nothing is pruned yet: it cannot rank them.
+
+    Beside zero scales the cause is an activation that is saturated where SynFlow's values are large: ReLU6 (of the 53
+    layers of torchvision's mobilenet_v2 all but the last), or the gates of squeeze-and-excitation.
+    """
+    unscored = [name for name in prunable(model) if name in scores and not bool(scores[name].any())]
+    if unscored and (bypass_norm or not warn_zero_scales(model, stacklevel=4)):
+        warnings.warn(
+            f"synflow scores all weights of {_some(unscored)} 0 and removes them first: nothing that they compute "
+            "reaches the output, or a saturated activation such as ReLU6 lets no gradient through; score a copy of the "
+            "model with ReLU in its place, its masks fit the model itself",
+            stacklevel=3,
+        )
+
+
+def _some(names: list[str]) -> str:
+    more = len(names) - NAMED
+    return ", ".join(names[:NAMED]) + (f" and {more} more ({len(names)} in all)" if more > 0 else "")

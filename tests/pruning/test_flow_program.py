@@ -1,0 +1,167 @@
+"""Kinds of position and powers of two change no score: the program is the network, at any depth."""
+
+import warnings
+
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from synflow_lib.models.flow_graph import trace
+from synflow_lib.pruning import connected, prunable, prune, synflow
+from synflow_lib.pruning.flow_network import FlowNetwork
+from synflow_lib.pruning.flow_program import Taps, program
+
+
+class Block(nn.Module):
+    """A basic residual block (He et al. 2016)."""
+
+    def __init__(self, channels, out, stride):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(channels, out, 3, stride, 1, bias=False), nn.BatchNorm2d(out)
+        self.conv2, self.bn2 = nn.Conv2d(out, out, 3, 1, 1, bias=False), nn.BatchNorm2d(out)
+        self.shortcut = nn.Conv2d(channels, out, 1, stride, bias=False) if stride > 1 else nn.Identity()
+
+    def forward(self, x):
+        return torch.relu(self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x))))) + self.shortcut(x))
+
+
+def cifar_resnet(depth, width):
+    """The CIFAR ResNets of He et al. (2016), 6n + 2 layers in three stages."""
+    torch.manual_seed(0)
+    layers, channels = [nn.Conv2d(3, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()], width
+    for out, stride in ((width, 1), (2 * width, 2), (4 * width, 2)):
+        for index in range((depth - 2) // 6):
+            layers.append(Block(channels, out, stride if index == 0 else 1))
+            channels = out
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 10, bias=False))
+
+
+def shares(scores):
+    """Every score over the sum of the last layer's, which all flow passes."""
+    total = list(scores.values())[-1].double().sum()
+    return {name: score.double() / total for name, score in scores.items()}
+
+
+def assert_same_shares(model, input_shape, tolerance=1e-11):
+    network = FlowNetwork(model, input_shape)
+    assert network.program is not None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # some chains read nothing but padding
+        expected, ours = shares(synflow(model, input_shape=input_shape)), shares(network.by_name())
+    for name, score in expected.items():
+        torch.testing.assert_close(ours[name], score, rtol=tolerance, atol=0, msg=lambda text, n=name: f"{n}: {text}")
+
+
+pairs = st.sampled_from([1, 2, 3, (1, 3), (3, 2)])
+convolutions = st.tuples(st.just("conv"), pairs, st.sampled_from([1, 2, (1, 2)]), st.integers(0, 2), st.integers(1, 2))
+pools = st.tuples(st.sampled_from(["max", "average"]), st.integers(2, 3), st.integers(1, 3), st.integers(0, 1))
+others = st.tuples(st.sampled_from(["norm", "relu", "residual", "adaptive"]))
+
+
+def layer(kind, channels, *sizes):
+    if kind == "conv":
+        kernel, stride, padding, dilation = sizes
+        return nn.Conv2d(channels, 3, kernel, stride, padding, dilation)
+    if kind == "max":
+        return nn.MaxPool2d(sizes[0], sizes[1], sizes[2])
+    if kind == "average":
+        return nn.AvgPool2d(sizes[0], sizes[1], sizes[2])
+    others = {
+        "norm": lambda: nn.BatchNorm2d(channels),
+        "relu": nn.ReLU,
+        "residual": lambda: Block(channels, channels, 1),
+        "adaptive": lambda: nn.AdaptiveAvgPool2d((3, 2)),
+    }
+    return others[kind]()
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    kinds=st.lists(convolutions | pools | others, min_size=1, max_size=7),
+    size=st.tuples(st.integers(4, 13), st.integers(4, 13)),
+    seed=st.integers(0, 1000),
+)
+def test_any_chain_of_operations_scores_as_the_network_run_as_it_is(kinds, size, seed):
+    torch.manual_seed(seed)
+    layers, channels = [], 2
+    for kind in kinds:
+        layers.append(layer(kind[0], channels, *kind[1:]))
+        channels = 3 if kind[0] == "conv" else channels
+    body = nn.Sequential(*layers).double().eval()
+    with torch.no_grad():
+        for name, tensor in body.state_dict().items():  # as after training
+            if "running" in name or "bias" in name:
+                tensor.add_(torch.rand_like(tensor))
+        try:
+            features = body(torch.ones(1, 2, *size, dtype=torch.float64))[0].numel()
+        except RuntimeError:
+            assume(False)  # a window larger than the map
+    assert_same_shares(nn.Sequential(body, nn.Flatten(), nn.Linear(features, 4).double()), (2, *size))
+
+
+def test_positions_that_see_the_same_are_computed_once():
+    model = nn.Sequential(*[nn.Conv2d(3 if i == 0 else 4, 4, 3, padding=1) for i in range(3)])
+    compiled = program(model, trace(model), (3, 32, 32), torch.empty(0))
+    assert [step.taps.shape[0] for step in compiled.steps] == [3 * 3, 5 * 5, 7 * 7]
+    assert int(compiled.counts.sum()) == 32 * 32
+
+
+@given(
+    rows=st.integers(1, 6), index=st.lists(st.lists(st.integers(0, 6), min_size=3, max_size=3), min_size=1, max_size=5)
+)
+@settings(max_examples=100, deadline=None)
+def test_spreading_is_the_adjoint_of_gathering(rows, index):
+    taps = Taps(torch.tensor(index).clamp(max=rows), rows)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(rows, 2, generator=generator, dtype=torch.float64)
+    g = torch.rand(len(index), 3 * 2, generator=generator, dtype=torch.float64)
+    torch.testing.assert_close((taps.gather(x) * g).sum(), (x * taps.spread(g)).sum())
+
+
+def test_resnet_110_scores_as_float64_does_where_float32_overflows():
+    model = cifar_resnet(110, 4)
+    assert_same_shares(model.double(), (3, 16, 16), 1e-10)
+
+
+def test_a_thousand_layers_score_as_the_same_layers_scaled_into_range():
+    torch.manual_seed(0)
+    layers = [layer for _ in range(999) for layer in (nn.Linear(8, 8, bias=False), nn.ReLU())]
+    model = nn.Sequential(*layers, nn.Linear(8, 5, bias=False)).double()
+    deep = FlowNetwork(model, (8,)).by_name()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight /= weight.abs().sum(1).mean()  # a factor on a whole layer changes no share
+    expected = shares(synflow(model, input_shape=(8,)))
+    for name, score in shares(deep).items():
+        torch.testing.assert_close(score, expected[name], rtol=1e-10, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_resnet_1202_conserves_its_flow_beyond_what_float64_holds(dtype):
+    model = cifar_resnet(1202, 2).to(dtype)
+    scores = FlowNetwork(model, (3, 8, 8)).by_name()
+    total = {name: float(score.double().sum()) for name, score in scores.items()}
+    near = pytest.approx(1, rel=1e-3 if dtype == torch.float32 else 1e-9)
+    assert total["0.weight"] == near and list(total.values())[-1] == near  # shares of R, which float64 cannot hold
+    for name, module in model.named_modules():
+        if isinstance(module, Block):  # what flows into a block's branch flows out of it
+            assert total[f"{name}.conv1.weight"] == pytest.approx(total[f"{name}.conv2.weight"], rel=near.rel)
+
+
+def test_resnet_152_is_pruned_at_imagenet_size_in_float32():
+    torch.manual_seed(0)
+    model = pytest.importorskip("torchvision.models").resnet152()
+    masks = prune(model, "synflow", 5, input_shape=(3, 224, 224), iterations=5)
+    assert masks.kept == -(-masks.total // 5)
+    assert connected(model, masks, (3, 224, 224))
+
+
+def test_the_model_and_its_weights_are_left_alone():
+    model = cifar_resnet(8, 4).train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    network = FlowNetwork(model, (3, 8, 8))
+    network.keep(network.scores() > 0.001)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert all(weight.grad is None and weight.requires_grad for weight in prunable(model).values()) and model.training
