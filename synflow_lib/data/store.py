@@ -16,12 +16,12 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from synflow_lib import devices, paths
 from synflow_lib.data.specs import DatasetSpec
 from synflow_lib.errors import InputError
+from synflow_lib.tensors import write as write_tensors
 
 KEYS = ("test_images", "test_labels", "train_images", "train_labels")  # sorted: the order of the fingerprint
 
@@ -73,14 +73,7 @@ def write(path: Path, spec: DatasetSpec, tensors: Mapping[str, Tensor], source: 
     digest = fingerprint(tensors)
     official = official and spec.fingerprint in (None, digest)
     metadata = {"source": source, "official": str(official).lower(), "sha256": digest}
-    with paths.replacing(path) as partial:
-        partial.touch()
-        mode = partial.stat().st_mode
-        try:
-            save_file({key: tensors[key].contiguous() for key in KEYS}, partial, metadata)
-        except SafetensorError as error:  # it hides the operating system's error in its text
-            raise OSError(str(error)) from error
-        partial.chmod(mode)  # safetensors makes files that only their owner may read
+    write_tensors(path, {key: tensors[key] for key in KEYS}, metadata)
 
 
 def read(path: Path, spec: DatasetSpec) -> Dataset:

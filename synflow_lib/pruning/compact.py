@@ -29,7 +29,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from synflow_lib.errors import InputError
-from synflow_lib.models.flow_graph import SUMS, FlowGraph, Layer, Scale, flow_graph, per_edge
+from synflow_lib.models.flow_graph import SUMS, FlowGraph, Layer, Scale, flattens_from, flow_graph, per_edge
 from synflow_lib.pruning.masks import Masks, apply_masks, check_masks
 
 RELU = {torch.relu, F.relu, "relu"}
@@ -95,8 +95,7 @@ def compact(model: nn.Module, masks: Mapping[str, Tensor], input_shape: Sequence
     """
     check_masks(model, masks)
     masks = Masks(masks)
-    graph = flow_graph(model, input_shape)
-    _check(model, graph)
+    graph = check_compactable(model, input_shape)
     steps = _steps(model, graph, masks, input_shape)
     if not bool(_reached(steps)[-1].any()):
         raise InputError("the masks cut the network in two: nothing to compact")
@@ -115,8 +114,9 @@ def compact(model: nn.Module, masks: Mapping[str, Tensor], input_shape: Sequence
     return Compacted(small, small_masks, labels, masks.total, places, template)
 
 
-def _check(model: nn.Module, graph: FlowGraph) -> None:
-    """Raise InputError where units cannot be cut out of single parameters."""
+def check_compactable(model: nn.Module, input_shape: Sequence[int]) -> FlowGraph:
+    """Return the flow graph of `model`; raises InputError where units cannot be cut out of single parameters."""
+    graph = flow_graph(model, input_shape)
     parameters = dict(model.named_parameters())
     used = [part.weight for part in [*graph.layers, *graph.scales]]
     shared = len(parameters) < sum(1 for _ in model.named_parameters(remove_duplicate=False))
@@ -132,6 +132,7 @@ def _check(model: nn.Module, graph: FlowGraph) -> None:
         raise InputError(f"{grouped[0]!r} belongs to a grouped convolution, which cannot be compacted")
     if graph.reshapes:
         raise InputError(f"{type(model).__name__} calls view or reshape with sizes of its own: use flatten(1) instead")
+    return graph
 
 
 @dataclass(frozen=True)
@@ -172,7 +173,7 @@ def _steps(model: nn.Module, graph: FlowGraph, masks: Mapping[str, Tensor], inpu
         else:
             kind = "output" if node.op == "output" else _kind(node.target if module is None else module, node.target)
             flat = node.target in FLATTEN or isinstance(module, nn.Flatten)
-            if flat and _flattens_from(module, node) != (1, -1):
+            if flat and flattens_from(module, node) != (1, -1):
                 raise InputError(f"{node.name!r} does not flatten everything but the batch, so units would be mixed")
             steps.append(_Step(kind, inputs, before[0].units, 2 if flat else before[0].rank))
     return steps
@@ -184,13 +185,6 @@ def _kind(operation: object, name: object) -> str:
     if isinstance(operation, nn.PReLU) and operation.num_parameters > 1:
         raise InputError(f"{name!r} has a slope for every channel, which cannot be compacted")
     return "other" if isinstance(operation, NOT_ZERO_AT_ZERO) else "zero to zero"
-
-
-def _flattens_from(module: nn.Module | None, node: fx.Node) -> tuple[int, int]:
-    if module is not None:
-        return module.start_dim, module.end_dim
-    start = node.args[1] if len(node.args) > 1 else node.kwargs.get("start_dim", 0)
-    return start, node.args[2] if len(node.args) > 2 else node.kwargs.get("end_dim", -1)
 
 
 def _layer_step(

@@ -7,12 +7,12 @@ from pathlib import Path
 import pandas as pd
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
 
+from synflow_lib import tensors
 from synflow_lib.errors import InputError
-from synflow_lib.paths import replacing, shown
+from synflow_lib.paths import shown
 from synflow_lib.pruning.saliency import prunable
 
 
@@ -103,12 +103,7 @@ class Masks(Mapping[str, Tensor]):
     def save(self, path: str | Path) -> Path:
         """Write the masks to one safetensors file and return its path; raises InputError where that is impossible."""
         path = Path(path)
-        tensors = {name: mask.cpu().contiguous() for name, mask in self.items()}
-        with replacing(path) as partial:
-            try:
-                save_file(tensors, partial, metadata={"format": "synflow masks", "order": json.dumps(list(self))})
-            except SafetensorError as error:
-                raise OSError(str(error)) from error
+        tensors.write(path, self, {"format": "synflow masks", "order": json.dumps(list(self))})
         return path
 
     @staticmethod

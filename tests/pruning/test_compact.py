@@ -155,9 +155,10 @@ def test_torchvision_resnet18_is_compacted():
 
 
 def test_bottleneck_blocks_with_zero_gammas_train_alike():
+    # Betas stay zero: of a constant that is not, BatchNorm's normalised value is rounding, and ReLU goes by its sign.
     resnet = pytest.importorskip("torchvision.models.resnet")
     options = {"num_classes": CLASSES, "zero_init_residual": True, "width_per_group": 4}
-    model = disturbed(resnet.ResNet(resnet.Bottleneck, [1, 2, 1, 1], **options).double(), 0.05)
+    model = resnet.ResNet(resnet.Bottleneck, [1, 2, 1, 1], **options).double()
     masks = random_masks(model, 0.02, 3, (3, 32, 32))
     assert trains_alike(model, masks, (3, 32, 32), steps=10)[0].share < 0.9
 

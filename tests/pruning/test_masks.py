@@ -79,6 +79,11 @@ def test_a_folder_that_cannot_be_written_gives_one_sentence(masks, tmp_path):
         masks.save(tmp_path / "file" / "masks.safetensors")
 
 
+def test_a_mask_file_may_be_read_by_whom_the_umask_says(masks, tmp_path):
+    (tmp_path / "plain").touch()
+    assert masks.save(tmp_path / "masks").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
 def test_masks_of_another_model_are_refused_before_anything_changes(masks):
     model = conv_chain()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
