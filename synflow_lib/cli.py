@@ -1,7 +1,8 @@
 """The command `synflow`: reproduce, bench, status, data, prune.
 
-A user's mistake is one line on standard error and exit status 2; anything else that goes wrong is a bug and keeps its
-traceback. The library is imported when a command needs it, so that `synflow --help` answers at once.
+A user's mistake is one line on standard error and exit status 2, a warning one line too; anything else that goes wrong
+is a bug and keeps its traceback. The library is imported when a command needs it, so that `synflow --help` answers at
+once. What `prune` does is in `cli_prune` and `cli_network`: it would be more than half of this file.
 """
 
 import argparse
@@ -9,6 +10,7 @@ import contextlib
 import math
 import os
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -19,13 +21,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status: 0 done, 1 something failed, 2 bad input, 130 interrupted."""
     arguments = parser().parse_args(argv)
     try:
-        return arguments.command(arguments)
+        with warnings.catch_warnings():
+            warnings.showwarning = told
+            return arguments.command(arguments)
     except InputError as error:
         print(f"synflow: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("synflow: interrupted; what was finished is kept", file=sys.stderr)
         return 130
+
+
+def told(message: Warning | str, *_: object) -> None:
+    """Print a warning as one line, without Python's source lines."""
+    print(f"synflow: warning: {' '.join(str(message).split())}", file=sys.stderr)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -114,22 +123,57 @@ def define_data(commands) -> None:
 
 def define_prune(commands) -> None:
     sub = command(
-        *(commands, "prune", prune, "prune a network and show what is left of each layer"),
-        "synflow prune --model torchvision:resnet18 --input-shape 3 224 224 --method synflow --compression 100 "
-        "--out masks.safetensors",
+        *(
+            commands,
+            "prune",
+            prune,
+            "prune a network, show what is left of it, write its masks or the smaller network",
+        ),
+        "synflow prune torchvision:resnet50 --method synflow --compression 20 --out masks.safetensors "
+        "--compact model.pt2",
     )
-    sub.add_argument("--model", required=True, help="one of ours, or torchvision:NAME for a classifier of torchvision")
-    sub.add_argument("--dataset", help="decides input and classes (default: digits), and what snip and grasp see")
-    sub.add_argument("--input-shape", type=int, nargs=3, metavar=("C", "H", "W"), help="of an image, for torchvision's")
-    sub.add_argument("--method", default="synflow")
-    sub.add_argument("--compression", type=float, required=True, help="weights before / after: 100 keeps 1 %%")
-    sub.add_argument("--iterations", type=int, help="scoring rounds (default: the method's own)")
-    sub.add_argument("--schedule", default="exponential", help="exponential or linear")
-    sub.add_argument("--scope", default="global", help="rank all weights together (global) or each layer's (layer)")
-    sub.add_argument("--train-mode", action="store_true", help="score with BatchNorm's batch statistics")
-    sub.add_argument("--seed", type=int, default=0)
-    sub.add_argument("--width", type=float, default=1.0, help="factor on the channels of every layer (ours)")
-    sub.add_argument("--out", type=Path, metavar="FILE", help="write the masks there")
+    sub.add_argument(
+        *("model",), nargs="?", help="one of ours such as vgg16, or torchvision:NAME for a classifier of torchvision"
+    )
+    network = sub.add_argument_group("the network")
+    network.add_argument("--dataset", help="decides input and classes (for ours: digits), and what snip and grasp see")
+    network.add_argument(
+        *("--input-shape",),
+        type=int,
+        nargs=3,
+        metavar=("C", "H", "W"),
+        help="of an image, for torchvision's (default: that of --dataset or --data, else 3 channels at the size of "
+        "torchvision's own weights, 3 224 224 for most)",
+    )
+    network.add_argument("--classes", type=int, metavar="N", help="for torchvision's (default: --dataset's, else 1000)")
+    network.add_argument("--width", type=float, default=1.0, help="factor on the channels of every layer (ours)")
+    network.add_argument(
+        "--weights", type=Path, metavar="FILE", help="its state dict: .safetensors or .pt (default: new ones)"
+    )
+    network.add_argument("--seed", type=int, default=0, help="of new weights, random scores and scoring examples")
+    how = sub.add_argument_group("how it is pruned")
+    how.add_argument("--method", default="synflow", help="random, magnitude, snip, grasp or synflow (default)")
+    how.add_argument("--compression", type=float, help="weights before / after: 100 keeps 1 %%")
+    how.add_argument("--iterations", type=int, help="scoring rounds (default: the method's own)")
+    how.add_argument("--schedule", default="exponential", help="exponential or linear")
+    how.add_argument("--scope", default="global", help="rank all weights together (global) or each layer's (layer)")
+    how.add_argument("--train-mode", action="store_true", help="score with BatchNorm's batch statistics")
+    how.add_argument("--bypass-norm", action="store_true", help="score with every BatchNorm as the identity")
+    how.add_argument(
+        *("--data",),
+        type=Path,
+        metavar="FILE",
+        help="what snip and grasp see: safetensors of images, float [N, C, H, W], and labels, int64 [N]",
+    )
+    files = sub.add_argument_group("files")
+    files.add_argument("--out", type=Path, metavar="FILE", help="write the masks there, as safetensors")
+    files.add_argument(
+        *("--compact",),
+        type=Path,
+        metavar="FILE",
+        help="write the smaller network that the masks leave: .pt2 (torch.export) or .onnx, for a batch of any size",
+    )
+    files.add_argument("--inspect", type=Path, metavar="FILE", help="show these masks instead of pruning")
 
 
 def reproduce(arguments: argparse.Namespace) -> int:
@@ -211,62 +255,10 @@ def data(arguments: argparse.Namespace) -> int:
 
 
 def prune(arguments: argparse.Namespace) -> int:
-    """Prune a network, print the density of each layer, and write the masks."""
-    from synflow_lib import paths, pruning
-    from synflow_lib.data import load, scoring_batches
-    from synflow_lib.errors import lookup
+    """Prune a network, or show its masks."""
+    from synflow_lib.cli_prune import prune
 
-    lookup(pruning.SALIENCIES, arguments.method, "pruning method")
-    if arguments.out is not None:
-        paths.require_writable(arguments.out.absolute().parent)
-    model, input_shape, dataset = network(arguments)
-    batches = None
-    if arguments.method in pruning.NEEDS_DATA:
-        if dataset is None:
-            raise InputError(f"{arguments.method} scores weights on data: give --dataset, for a model of ours")
-        batches = scoring_batches(load(dataset), seed=arguments.seed)
-    masks = pruning.prune(
-        *(model, arguments.method, arguments.compression),
-        input_shape=input_shape,
-        batches=batches,
-        **{name: getattr(arguments, name) for name in ("iterations", "schedule", "scope", "train_mode", "seed")},
-    )
-    print(masks.layers().to_string(index=False, float_format="{:.6f}".format))
-    joined = "stay connected" if pruning.connected(model, masks, input_shape) else "are cut apart"
-    print(f"{masks.kept:,} of {masks.total:,} weights kept, compression {masks.compression:.6g}")
-    print(f"input and output {joined}")
-    if arguments.out is not None:
-        print(f"masks in {paths.shown(masks.save(arguments.out))}")
-    return 0
-
-
-def network(arguments: argparse.Namespace):
-    """The model that `--model` names, its input shape, and the data set it is for (None for torchvision's)."""
-    from synflow_lib import models
-    from synflow_lib.data import DATASETS
-    from synflow_lib.errors import lookup
-
-    family, colon, name = arguments.model.partition(":")
-    if not colon:
-        dataset = arguments.dataset or "digits"
-        input_shape = lookup(DATASETS, dataset, "data set").input_shape
-        if arguments.input_shape is not None:
-            raise InputError(f"--input-shape is for torchvision's models; for {arguments.model} give --dataset")
-        return models.build(arguments.model, dataset, arguments.width, arguments.seed), input_shape, dataset
-    if family != "torchvision":
-        raise InputError(f"unknown collection {family!r} in --model {arguments.model} (known: torchvision)")
-    import torch
-    import torchvision
-
-    classifiers = torchvision.models.list_models(module=torchvision.models)
-    lookup(dict.fromkeys(classifiers), name, "model of torchvision")
-    if arguments.input_shape is None or min(arguments.input_shape) < 1:
-        raise InputError("a model of torchvision needs --input-shape, e.g. --input-shape 3 224 224")
-    if arguments.dataset is not None or arguments.width != 1.0:
-        raise InputError("--dataset and --width are for the models of this library, not for torchvision's")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(arguments.seed)
-        return torchvision.models.get_model(name, weights=None), tuple(arguments.input_shape), None
+    return prune(arguments)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import pytest
@@ -70,19 +71,6 @@ def test_the_module_runs_as_a_program():
         ("bench --records file/records", "cannot write file/records"),
         ("status --records nowhere", "there is no folder nowhere"),
         ("data mnist", "unknown data set 'mnist'"),
-        ("prune --model vgg12 --compression 10", "unknown model 'vgg12'"),
-        ("prune --model vgg11 --compression 0.9", "compression must be a ratio from 1 to rho_max"),
-        ("prune --model mlp --compression 10 --method magnitud", "did you mean 'magnitude'?"),
-        ("prune --model mlp --compression 10 --dataset digit", "unknown data set 'digit'; did you mean 'digits'?"),
-        ("prune --model mlp --compression 10 --out file/masks", "cannot write file"),
-        ("prune --model mlp --compression 10 --input-shape 3 8 8", "--input-shape is for torchvision's models"),
-        ("prune --model timm:vit --compression 10", "unknown collection 'timm' in --model timm:vit"),
-        ("prune --model torchvision:resnet19 --compression 10", "did you mean 'resnet18'?"),
-        ("prune --model torchvision:resnet18 --compression 10", "needs --input-shape"),
-        ("prune --model torchvision:resnet18 --compression 10 --input-shape 3 0 9", "needs --input-shape"),
-        ("prune --model torchvision:resnet18 --compression 10 --input-shape 5 64 64", "cannot take an input of shape"),
-        ("prune --model torchvision:resnet18 --compression 9 --input-shape 3 64 64 --width 2", "--width are for the"),
-        ("prune --model torchvision:resnet18 --compression 9 --input-shape 3 64 64 --method snip", "give --dataset"),
     ],
 )
 def test_bad_input_is_one_sentence_and_status_2(arguments, sentence, capsys):
@@ -97,7 +85,7 @@ def test_bad_input_is_one_sentence_and_status_2(arguments, sentence, capsys):
 
 @pytest.mark.parametrize(
     "arguments",
-    ["", "benhc", "bench --seed one", "bench --compressions 10", "prune --compression 10", "prune --model mlp"],
+    ["", "benhc", "bench --seed one", "bench --compressions 10", "prune mlp --compression ten", "prune mlp vgg11"],
 )
 def test_a_command_line_that_does_not_parse_is_status_2(arguments, capsys):
     with pytest.raises(SystemExit) as end:
@@ -181,37 +169,14 @@ def test_data_makes_a_set_ready(capsys):
     assert capsys.readouterr().out.startswith("digits: ready, 1,437 training and 360 test images")
 
 
-def test_prune_shows_the_layers_and_writes_masks(capsys):
-    arguments = "prune --model vgg11 --width 0.25 --compression 100 --iterations 5 --out masks.safetensors"
-    assert cli.main(arguments.split()) == 0
-    printed = capsys.readouterr().out
-    masks = sf.Masks.load("masks.safetensors")
-    model = sf.models.build("vgg11", "digits", width=0.25)
-    expected = sf.prune(model, "synflow", 100, input_shape=(3, 32, 32), iterations=5)
-    assert all((masks[name] == expected[name]).all() for name in expected)
-    assert f"{masks.kept:,} of {masks.total:,} weights kept" in printed
-    assert "input and output stay connected" in printed and "masks in masks.safetensors" in printed
-
-
-def test_prune_says_when_the_network_is_cut(capsys):
-    assert (
-        cli.main(["prune", "--model", "vgg11", "--width", "0.25", "--compression", "10000", "--method", "magnitude"])
-        == 0
-    )
-    assert "input and output are cut apart" in capsys.readouterr().out
-
-
-def test_prune_takes_a_classifier_of_torchvision(capsys):
-    """SqueezeNet 1.1 has 1,231,552 weights in its convolutions."""
-    arguments = "prune --model torchvision:squeezenet1_1 --input-shape 3 64 64 --compression 10 --iterations 2"
-    assert cli.main(arguments.split()) == 0
-    assert "123,156 of 1,231,552 weights kept, compression 9.99994" in capsys.readouterr().out
-
-
-def test_prune_scores_on_the_data_where_the_method_needs_it(capsys):
-    assert cli.main(["prune", "--model", "mlp", "--width", "0.1", "--method", "snip", "--compression", "10"]) == 0
-    kept, total = re.search(r"([\d,]+) of ([\d,]+) weights kept", capsys.readouterr().out).groups()
-    assert int(total.replace(",", "")) / int(kept.replace(",", "")) == pytest.approx(10, rel=1e-3)
+@pytest.mark.filterwarnings("always")
+def test_a_warning_of_the_library_is_one_line_without_source_lines(monkeypatch, capsys):
+    monkeypatch.setattr(sf.data, "describe", lambda name: warnings.warn(f"{name} is\n  strange", stacklevel=1) or name)
+    shown = warnings.showwarning
+    assert cli.main(["data"]) == 0
+    output = capsys.readouterr()
+    assert output.err.splitlines() == [f"synflow: warning: {name} is strange" for name in sf.data.DATASETS]
+    assert output.out.splitlines() == list(sf.data.DATASETS) and warnings.showwarning is shown
 
 
 def test_reproduce_passes_its_options_on(monkeypatch):

@@ -2,6 +2,7 @@
 
 from synflow_lib.pruning.collapse import connected, critical_compression, layer_densities, pruned_to_flow
 from synflow_lib.pruning.compact import Compacted, compact
+from synflow_lib.pruning.export import export
 from synflow_lib.pruning.masks import Masks, apply_masks, check_masks
 from synflow_lib.pruning.prune import SCOPES, check_compression, keep_best, number_kept, prune, rho_max
 from synflow_lib.pruning.saliency import (
@@ -33,6 +34,7 @@ __all__ = [
     "connected",
     "critical_compression",
     "exponential",
+    "export",
     "grasp",
     "keep_best",
     "layer_densities",
