@@ -81,7 +81,7 @@ def pruner_legend(figure: Figure, pruners: Sequence[str], extra: Mapping[str, di
         for p in sorted(pruners, key=_order)
     ]
     lines += [plt.Line2D([], [], label=label, **style) for label, style in (extra or {}).items()]
-    figure.legend(handles=lines, loc="outside lower center", ncols=min(len(lines), 6))
+    figure.legend(handles=lines, loc="outside lower center", ncols=min(len(lines), 7))
 
 
 def _order(pruner: str) -> int:
@@ -390,4 +390,28 @@ def schedule_ratios(ours: pd.DataFrame, authors: pd.DataFrame) -> Figure:
         axis.axhline(1, color="black", linewidth=0.8, linestyle="--")
         axis.set(xscale="log", yscale="log")
     grid[0, 0].set_ylabel("largest removed score / flow")
+    return figure
+
+
+def relative_costs(table: pd.DataFrame, columns: Mapping[str, str]) -> Figure:
+    """Costs over those of the dense network against compression, one axis for each of `columns`, which names them.
+
+    `table` has pruner, log10_compression, network ("compact": lines; "masked": hollow markers) and `columns`. The
+    dotted line is 1 / compression. A line ends where the masks cut the network in two and there is nothing to measure.
+    """
+    figure, grid = axes(columns=len(columns), width=1.9, height=3.0, sharey=True)
+    steps = np.sort(table["log10_compression"].unique())
+    for axis, (column, title) in zip(grid[0], columns.items(), strict=True):
+        axis.plot(steps, 10.0**-steps, color="black", linewidth=0.9, linestyle=":")
+        for (pruner, network), part in table.groupby(["pruner", "network"]):
+            hollow = {"linestyle": "none", "markerfacecolor": "none", "markersize": 5.5, "alpha": 0.7}
+            style = _style(pruner) | (hollow if network == "masked" else {})
+            axis.plot(part["log10_compression"], part[column], **style)
+        axis.set(title=title, xlabel="log₁₀ compression", yscale="log", xticks=steps)
+    grid[0, 0].set_ylabel("relative to the dense network")
+    extra = {
+        "masked": {"color": "black", "marker": "o", "markerfacecolor": "none", "linestyle": "none"},
+        "1 / compression": {"color": "black", "linewidth": 0.9, "linestyle": ":"},
+    }
+    pruner_legend(figure, table["pruner"].unique(), extra)
     return figure

@@ -146,3 +146,22 @@ def test_schedule_ratios_draw_each_schedule_beside_the_authors():
     table = pd.DataFrame(rows, columns=["compression", "schedule", "iterations", "ratio"])
     figure = plotting.schedule_ratios(table, table)
     assert [len(axis.lines) for axis in figure.axes] == [3, 3, 3]  # two compressions or schedules, and the line at 1
+
+
+def test_relative_costs_draw_compact_lines_masked_markers_and_the_promise():
+    rows = [
+        (pruner, a, network, 10**-a if network == "compact" else 1.0, 0.5)
+        for pruner, last in (("random", 1.0), ("synflow", 2.0))
+        for a in (1.0, 2.0)
+        if a <= last
+        for network in ("masked", "compact")
+    ]
+    table = pd.DataFrame(rows, columns=["pruner", "log10_compression", "network", "weights", "flops"])
+    figure = plotting.relative_costs(table, {"weights": "weights", "flops": "FLOPs"})
+    assert {"weights", "FLOPs", "Random", "SynFlow", "masked", "1 / compression"} <= set(texts(figure))
+    promise, *drawn = figure.axes[0].lines
+    assert promise.get_ydata().tolist() == [0.1, 0.01]
+    ends = [(line.get_xdata()[-1], line.get_ydata()[-1]) for line in drawn if line.get_linestyle() == "-"]
+    assert ends == [(1.0, 0.1), (2.0, 0.01)]  # random's masks cut the network at 100
+    hollow = [line.get_ydata().tolist() for line in drawn if line.get_linestyle() == "None"]
+    assert hollow == [[1.0], [1.0, 1.0]]

@@ -87,11 +87,15 @@ def per_edge(layer: Layer, weight_saliency: Tensor, graph: FlowGraph) -> Tensor:
 
 
 def trace(model: nn.Module) -> fx.Graph:
-    """The operations of `model` in order; raises InputError where torch.fx cannot follow its code."""
+    """The operations of `model` in eval mode, in order; raises InputError where torch.fx cannot follow its code."""
+    before = {module: module.training for module in model.modules()}
     try:
-        return fx.symbolic_trace(model).graph
-    except (fx.proxy.TraceError, TypeError) as error:
+        return fx.symbolic_trace(model.eval()).graph
+    except Exception as error:  # the model's own code runs here, on stand-ins for tensors, and may raise anything
         raise InputError(f"{type(model).__name__} cannot be traced to a graph by torch.fx: {error}") from error
+    finally:
+        for module, training in before.items():
+            module.training = training
 
 
 def flow_graph(model: nn.Module, input_shape: Sequence[int], traced: fx.Graph | None = None) -> FlowGraph:

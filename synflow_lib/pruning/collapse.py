@@ -13,7 +13,6 @@ from synflow_lib.pruning.flow_network import path_exists
 from synflow_lib.pruning.masks import Masks, check_masks
 from synflow_lib.pruning.prune import prune, rho_max
 from synflow_lib.pruning.saliency import (
-    BATCH_NORM,
     SALIENCIES,
     Scores,
     forward,
@@ -24,7 +23,6 @@ from synflow_lib.pruning.saliency import (
 )
 
 NORMALISATION = (
-    BATCH_NORM,
     nn.LayerNorm,
     nn.GroupNorm,
     nn.LocalResponseNorm,
@@ -68,11 +66,15 @@ class _path_counting:
         self.handles: list = []
 
     def __enter__(self) -> None:
-        for module in self.model.modules():
-            if isinstance(module, NORMALISATION):
-                self.handles.append(module.register_forward_hook(lambda _, inputs, output: inputs[0]))
-            elif isinstance(module, nn.Linear | nn.modules.conv._ConvNd):
-                self.handles.append(module.register_forward_hook(self._scaled))
+        try:
+            for module in self.model.modules():
+                if isinstance(module, NORMALISATION):
+                    self.handles.append(module.register_forward_hook(lambda _, inputs, output: inputs[0]))
+                elif isinstance(module, nn.Linear | nn.modules.conv._ConvNd):
+                    self.handles.append(module.register_forward_hook(self._scaled))
+        except BaseException:  # an interrupt between two hooks
+            self.__exit__()
+            raise
 
     def __exit__(self, *_: object) -> None:
         for handle in self.handles:

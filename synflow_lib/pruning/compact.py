@@ -29,7 +29,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from synflow_lib.errors import InputError
-from synflow_lib.models.flow_graph import SUMS, FlowGraph, Layer, Scale, flattens_from, flow_graph, per_edge
+from synflow_lib.models.flow_graph import SUMS, FlowGraph, Layer, Scale, flattens_from, flow_graph, per_edge, trace
 from synflow_lib.pruning.masks import Masks, apply_masks, check_masks
 
 RELU = {torch.relu, F.relu, "relu"}
@@ -155,7 +155,7 @@ def _steps(model: nn.Module, graph: FlowGraph, masks: Mapping[str, Tensor], inpu
     modules, state = dict(model.named_modules()), model.state_dict()
     steps: list[_Step] = []
     number: dict[fx.Node, int] = {}
-    for node in fx.symbolic_trace(model).graph.nodes:
+    for node in trace(model).nodes:
         inputs = tuple(number[argument] for argument in node.args[:2] if isinstance(argument, fx.Node))
         before = [steps[index] for index in inputs]
         module = modules[node.target] if node.op == "call_module" else None

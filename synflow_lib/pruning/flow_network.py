@@ -6,22 +6,24 @@ set to zero in place; a unit that has lost all its weights, incoming or outgoing
 iterations, which changes no score; and the scores lie in one vector that is never copied.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from synflow_lib.errors import InputError
 from synflow_lib.models.flow_graph import FlowGraph, flow_graph, trace
 from synflow_lib.pruning.flow_program import Program, program
-from synflow_lib.pruning.flow_steps import Affine, Product
-from synflow_lib.pruning.select import clear_all_but, count
+from synflow_lib.pruning.flow_steps import Affine, Product, scored
+from synflow_lib.pruning.select import Sample, Sieve, clear_all_but, count, unmark
 from synflow_lib.pruning.state import absolute_state, forward, prunable, scoring_mode
 
-LOOK_AT = 0.85  # look for units to cut out when so much is left of what was left at the last look
-WORTH_CUTTING = 0.9  # cut when the network becomes smaller than this
+LOOK_AT = 0.72  # look for units to cut out when so much is left of what was left at the last look
+WORTH_CUTTING = 0.85  # cut when the network becomes smaller than this: a cut costs as much as an iteration
 
+GUESSED = 0.025  # how far the border may lie from where the last two point to
 ROWS = 64  # of a layer are moved together: a layer at once would take memory that is not needed otherwise
 
 
@@ -64,11 +66,13 @@ class Span:
         return vector[self.start : self.stop].view(self.out, self.taps, self.into).transpose(1, 2)
 
     def position(self, index: Tensor) -> Tensor:
-        """The place of stored elements in the weight's own order."""
+        """The places of stored elements in the weight's own order."""
         if self.taps == 1:
             return index
-        row, rest = (index - self.start) // (self.into * self.taps), (index - self.start) % (self.into * self.taps)
-        return self.start + (row * self.into + rest % self.into) * self.taps + rest // self.into
+        row = (index - self.start).div(self.into * self.taps, rounding_mode="trunc")
+        rest = index - self.start - row * (self.into * self.taps)
+        tap = rest.div(self.into, rounding_mode="trunc")
+        return self.start + (row * self.into + rest - tap * self.into) * self.taps + tap
 
 
 class FlowNetwork:
@@ -79,15 +83,26 @@ class FlowNetwork:
     `Program` are run as they are; they keep one size.
     """
 
-    def __init__(self, model: nn.Module, input_shape: Sequence[int], bypass_norm: bool = False):
-        """Copy `model`; raises InputError where it cannot be scored with inputs of `input_shape` (C, H, W)."""
+    def __init__(
+        self,
+        model: nn.Module,
+        input_shape: Sequence[int],
+        bypass_norm: bool = False,
+        masks: Mapping[str, Tensor] | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        """Copy `model`, with only the weights in `masks`, in float32 or float64 (`dtype`, by default the model's).
+
+        Raises InputError where it cannot be scored with inputs of `input_shape` (C, H, W).
+        """
         self.model, self.input_shape = model, tuple(input_shape)
+        _keep_freed_memory()
         weights = prunable(model)
         like = next(iter(weights.values()))
         self.device = like.device
-        self.dtype = like.dtype if like.dtype in (torch.float32, torch.float64) else torch.float32
+        self.dtype = dtype or (torch.float64 if like.dtype == torch.float64 else torch.float32)
         self.graph, self.program = _understood(model, self.input_shape, like.new_empty(0, dtype=self.dtype))
-        state = absolute_state(model, None, self.dtype, bypass_norm)
+        state = absolute_state(model, None, self.dtype, bypass_norm, without=weights)
         taps = self.program.taps if self.program else {}
         self.spans, start = [], 0
         for name, weight in weights.items():
@@ -95,16 +110,25 @@ class FlowNetwork:
             start = self.spans[-1].stop
         self.theta = torch.empty(start, dtype=self.dtype, device=self.device)
         for span in self.spans:
-            span.grid(self.theta).copy_(state.pop(span.name).view(span.out, span.into, span.taps))
+            span.grid(self.theta).copy_(weights[span.name].detach().reshape(span.out, span.into, span.taps))
+        self.theta.abs_()
         self.live = torch.ones(start, dtype=torch.bool, device=self.device)
         self.spare = torch.empty_like(self.live)  # for marks: fresh memory costs more than the marking
-        self.values = torch.zeros_like(self.theta)
+        self.values = self.theta[:0]  # made when it is asked for
         self.state: dict[str, Tensor] = {}
         self._view()
         self.state |= _small(self.program, model, state) if self.program else state
         self.left = len(self.live)
         self.next_look = LOOK_AT * self.left
         self.scored = False
+        self.borders: list[float] = []  # of the last iterations, as shares of the flow
+        self.stale: dict[str, Span] = {}
+        self.sample: Sample | None = None
+        if masks is not None:
+            chosen = torch.empty_like(self.live)
+            for span in self.spans:
+                span.grid(chosen).copy_(masks[span.name].reshape(span.out, span.into, span.taps))
+            self.keep(chosen)
 
     def scores(self) -> Tensor:
         """One score per stored weight, 0 where it is gone, up to one common factor; computed once between two `keep`.
@@ -113,8 +137,59 @@ class FlowNetwork:
         not a number.
         """
         if not self.scored:
-            self.scored = self._by_program(self.program) if self.program else self._by_autograd()
+            if len(self.values) != len(self.theta):
+                self.values = torch.zeros_like(self.theta)
+            if self.program is None:
+                self._by_autograd()
+            elif not self._by_program(self.program, self._write):
+                self.values.zero_()  # cut in two: no path, no flow
+            self.scored = True
         return self.values
+
+    def sift(self, number: int) -> Tensor | None:
+        """Mark the `number` largest scores while they are made, without storing one; None where that did not work.
+
+        The memory is the limit of a core, so scores should not leave the cache. That takes knowing about where the
+        border lies: it moves steadily from one iteration to the next, and at first a sample tells.
+        """
+        if self.program is None or self.scored or self.device.type != "cpu":
+            return None
+        if len(self.borders) > 1:
+            guess = 2 * self.borders[-1] - self.borders[-2]
+            if (chosen := self._sifted(number, guess * (1 - GUESSED), guess * (1 + GUESSED))) is not None:
+                return chosen
+            self.borders.clear()
+        self.sample = Sample(len(self.theta))
+        return self._sifted(number, *self.sample.bracket(number)) if self._each(self.sample) else None
+
+    def unscored(self) -> list[str]:
+        """The layers all of whose scores were zero when they were first made, before anything was removed."""
+        if self.scored or self.sample is None:
+            scores = self.scores()
+            return [span.name for span in self.spans if not bool(span.matrix(scores).any())]
+        found = np.array(self.sample.found)
+        return [s.name for s in self.spans if not ((s.start <= found) & (found < s.stop)).any()]
+
+    def _sifted(self, number: int, low: float, high: float) -> Tensor | None:
+        sieve = Sieve(self.spare, low, high)
+        if not (low > 0 and self._each(sieve)) or (found := sieve.border(number)) is None:
+            return None
+        border, equals, surplus = found
+        unmark(self.spare, equals, surplus, self.position)
+        self.borders.append(border)
+        return self.spare
+
+    def _each(self, taker: Sample | Sieve) -> bool:
+        """Give all scores to `taker` in pieces; False where there is no flow."""
+        for span in self.spans:
+            if span.name not in self.program.taps:
+                taker.add(np.zeros(span.stop - span.start, self.theta.numpy().dtype), span.start)
+
+        def note(span: Span, gradient: Tensor, read: Tensor) -> None:
+            for row, scores in scored(gradient, read, self.state[span.name]):
+                taker.add(scores.view(-1).numpy(), span.start + row * scores.shape[1])
+
+        return self._by_program(self.program, note)
 
     def by_name(self) -> dict[str, Tensor]:
         """The scores in the names and shapes of the model, 0 where a unit was cut out."""
@@ -124,19 +199,21 @@ class FlowNetwork:
         """Remove all stored weights but the `chosen`, and now and then the units that are left without any."""
         torch.logical_and(self.live, chosen, out=self.spare)
         self.live, self.spare = self.spare, self.live
-        clear_all_but(self.theta, self.live)
         self.left, self.scored = count(self.live), False
+        self.stale = {span.name: span for span in self.spans}  # cleared when they are next used, and in the cache
         if self.program is not None and self.graph is not None and self.left <= self.next_look:
             self.next_look = LOOK_AT * self.left
             self._shrink(self.graph)
 
+    def _clear(self, weight: str) -> None:
+        if span := self.stale.pop(weight, None):
+            clear_all_but(self.theta[span.start : span.stop], self.live[span.start : span.stop])
+
     def position(self, index: Tensor) -> Tensor:
-        """The order in which stored elements are counted: that of the model's own weights."""
-        place = index.clone()
-        for span in self.spans:
-            inside = (index >= span.start) & (index < span.stop)
-            place[inside] = span.position(index[inside])
-        return place
+        """The places, in the order of the model's own weights, of stored elements given in ascending order."""
+        starts = torch.tensor([span.start for span in self.spans[1:]], device=index.device)
+        parts = index.tensor_split(torch.searchsorted(index, starts).cpu())
+        return torch.cat([span.position(part) for span, part in zip(self.spans, parts, strict=True)])
 
     def masks(self) -> dict[str, Tensor]:
         """Which weights are left, in the names and shapes of the model."""
@@ -155,18 +232,19 @@ class FlowNetwork:
             theta = span.matrix(self.theta)
             self.state[span.name] = theta if self.program else theta.view(span.full)
 
-    def _by_program(self, program: Program) -> bool:
+    def _by_program(self, program: Program, note: Callable[[Span, Tensor, Tensor], None]) -> bool:
+        """Call `note` for each layer; False where no flow is left."""
         spans = {span.name: span for span in self.spans}
+        return program.scores(self.state, self._clear, lambda name, *rest: note(spans[name], *rest))
 
-        def note(weight: str, gradient: Tensor, read: Tensor) -> None:
-            scores = spans[weight].matrix(self.values)
-            torch.mm(gradient.t(), read, out=scores).mul_(self.state[weight])
+    def _write(self, span: Span, gradient: Tensor, read: Tensor) -> None:
+        there = span.matrix(self.values)
+        for row, scores in scored(gradient, read, self.state[span.name]):
+            there[row : row + len(scores)] = scores
 
-        if not program.scores(self.state, note):
-            self.values.zero_()  # cut in two: no path, no flow
-        return True
-
-    def _by_autograd(self) -> bool:
+    def _by_autograd(self) -> None:
+        for span in self.spans:
+            self._clear(span.name)
         leaves = [self.state[span.name].detach().requires_grad_() for span in self.spans]
         state = {**self.state, **{span.name: leaf for span, leaf in zip(self.spans, leaves, strict=True)}}
         ones = torch.ones(1, *self.input_shape, dtype=self.dtype, device=self.device)
@@ -189,7 +267,7 @@ class FlowNetwork:
         self.state = {n: t.double() if t.is_floating_point() else t for n, t in self.state.items()}
         self.theta, self.values = self.theta.double(), self.values.double()
         self._view()
-        return self._by_autograd()
+        self._by_autograd()
 
     def _shrink(self, graph: FlowGraph) -> None:
         alive = [torch.zeros(size, dtype=torch.bool, device=self.device) for size in graph.sizes]
@@ -229,10 +307,17 @@ class FlowNetwork:
             for name in {norm.weight, norm.bias} & set(self.state):
                 self.state[name] = self.state[name][units[norm.group]]
         graph.sizes = [len(left) for left in units]
-        self.theta, self.live, self.values, self.spare = (
-            vector[:start] for vector in (self.theta, self.live, self.values, self.spare)
-        )
+        self.theta, self.live, self.spare = (vector[:start] for vector in (self.theta, self.live, self.spare))
+        self.values = self.values[:start]
         self._view()
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc keep what is freed between two layers rather than fetch it from the system again, page by page.
+
+    It does so for blocks up to the largest that it has seen freed, if below 32 MB: so one, never touched, is freed.
+    """
+    torch.empty(31 << 20, dtype=torch.uint8)
 
 
 def path_exists(model: nn.Module, masks: Mapping[str, Tensor], input_shape: Sequence[int]) -> bool | None:

@@ -52,14 +52,17 @@ class Program:
             values.append(Scaled((value.values > 0).to(value.values), 0))
         return bool(values[-1].values.any())
 
-    def scores(self, state: State, note: Callable[[str, Tensor, Tensor], None]) -> bool:
+    def scores(self, state: State, ready: Callable[[str], None], note: Callable[[str, Tensor, Tensor], None]) -> bool:
         """Call `note`(weight, g, x) for each layer: g' x * weight are its scores S, divided by R; False where R is 0.
 
-        g is [rows, out], x is [rows, taps x in]. `state` holds the weights as [out, taps x in], biases, and the
-        factors and shifts of BatchNorm under the names of its weight and bias; what is all zero may be missing.
+        g is [rows, out], x is [rows, taps x in]. `ready`(weight) is called before a weight is first used. `state` holds
+        the weights as [out, taps x in], biases, and the factors and shifts of BatchNorm under the names of its weight
+        and bias; what is all zero may be missing.
         """
         values, notes = [Scaled(self.counts.new_ones(1, self.channels), 0)], []
         for step in self.steps:
+            if isinstance(step, Product):
+                ready(step.weight)
             value, kept = step.forward([values[index] for index in step.inputs], state)
             values.append(value)
             notes.append(kept)

@@ -6,7 +6,7 @@ precision. Everything is nonnegative.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,7 +14,37 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+BLOCK = 1 << 19  # scores that are made together: two MB
+LARGE = 25_000_000  # multiplications of a large product
 IN_RANGE = 2.0**20  # a value between 1/this and this is not rescaled
+
+
+def times(one: Tensor, two: Tensor) -> Tensor:
+    """The matrix product; of large float32 matrices by oneDNN, on an AMD core twice as fast as MKL.
+
+    oneDNN compiles a kernel for each new shape, which takes a millisecond: small products do not earn it.
+    """
+    return _product(one, two, _large(one, two))
+
+
+def scored(gradient: Tensor, read: Tensor, weight: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Yield the scores (gradient' read) * weight of a layer, [out, taps x in], in blocks of rows that fit the cache.
+
+    Each comes with the number of its first row.
+    """
+    large, rows = _large(gradient.t(), read), max(1, BLOCK // weight.shape[1])
+    for row in range(0, len(weight), rows):
+        part = slice(row, row + rows)
+        yield row, _product(gradient.t()[part], read, large).mul_(weight[part])
+
+
+def _product(one: Tensor, two: Tensor, large: bool) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(one, two.t(), None, "none", [], "") if large else one @ two
+
+
+def _large(one: Tensor, two: Tensor) -> bool:
+    fits = one.device.type == "cpu" and one.dtype == torch.float32 and one.numel() * two.shape[1] >= LARGE
+    return fits and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 class Scaled(NamedTuple):
@@ -107,12 +137,12 @@ class Product(Step):
 
     def forward(self, before: list[Scaled], state: State) -> tuple[Scaled, object]:
         read = Scaled(self.taps.gather(before[0].values), before[0].exponent)
-        result = Scaled(read.values @ state[self.weight].t(), read.exponent)
+        result = Scaled(times(read.values, state[self.weight].t()), read.exponent)
         return result.plus(Scaled(state[self.bias], 0)) if self.bias in state else result.in_range(), read
 
     def backward(self, gradient: Scaled, kept: object, state: State, note: Note) -> list[Scaled]:
         note(self.weight, gradient, kept)
-        return [Scaled(self.taps.spread(gradient.values @ state[self.weight]), gradient.exponent).in_range()]
+        return [Scaled(self.taps.spread(times(gradient.values, state[self.weight])), gradient.exponent).in_range()]
 
 
 @dataclass

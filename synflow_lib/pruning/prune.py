@@ -12,7 +12,7 @@ from synflow_lib.pruning.masks import Masks
 from synflow_lib.pruning.saliency import SALIENCIES, Batches, Scores, prunable, synflow
 from synflow_lib.pruning.schedule import SCHEDULES
 from synflow_lib.pruning.select import count, largest
-from synflow_lib.pruning.state import warn_zero_scales
+from synflow_lib.pruning.state import warn_unscored
 
 SCOPES = ("global", "layer")
 
@@ -49,8 +49,8 @@ def prune(
     labels [B]). `iterations` defaults to 100 for synflow and 1 for the rest. `scope` "layer" removes the same share
     of every layer instead of ranking all weights together. `train_mode` scores with BatchNorm's batch statistics,
     `invert` keeps the lowest scores, `bypass_norm` lets synflow score with every BatchNorm as the identity (for blocks
-    whose last scale begins at zero; prune warns of them), `seed` is that of random scores. Raises InputError, before
-    any work, for a value that cannot be used, and for scores that are not finite.
+    whose last scale begins at zero; prune warns of layers that score 0 throughout), `seed` is that of random scores.
+    Raises InputError, before any work, for a value that cannot be used, and for scores that are not finite.
     """
     score = method if callable(method) else lookup(SALIENCIES, method, "pruning method")
     kept_after = lookup(SCHEDULES, schedule, "schedule")
@@ -64,8 +64,6 @@ def prune(
         raise InputError(f"bypass_norm is for synflow, which scores without data, not for {method}")
     if bypass_norm and train_mode:
         raise InputError("train_mode scores with BatchNorm's batch statistics and bypass_norm without any: choose one")
-    if score is synflow and not bypass_norm:
-        warn_zero_scales(model)
 
     if compression == 1:
         iterations = 1  # nothing goes, but a method or a batch that cannot be used should still be refused
@@ -76,7 +74,10 @@ def prune(
     else:
         network = _Scored(model, score, invert, options)
     for k in range(1, iterations + 1):
-        network.keep(best(network, kept_after(k, iterations, compression), scope))
+        chosen = best(network, kept_after(k, iterations, compression), scope)
+        if k == 1 and score is synflow:
+            warn_unscored(model, network.unscored(), bypass_norm)
+        network.keep(chosen)
     return Masks(network.masks())
 
 
@@ -91,15 +92,20 @@ def check_compression(compression: float, highest: float) -> None:
 
 def best(network: "FlowNetwork | _Scored", kept: float, scope: str = "global") -> Tensor:
     """Mark the stored weights of `network` that stay when the share `kept` of all weights does, by their scores."""
-    spans, scores = network.spans, network.scores()
+    spans = network.spans
     if scope == "layer":
-        scores = scores.masked_fill(~network.live, -torch.inf)
+        scores = network.scores().masked_fill(~network.live, -torch.inf)
         parts = [
-            largest(scores[s.start : s.stop], number_kept(s.size, kept), lambda i, s=s: s.position(i + s.start))[0]
+            largest(scores[s.start : s.stop], number_kept(s.size, kept), lambda i, s=s: network.position(i + s.start))[
+                0
+            ]
             for s in spans
         ]
         return torch.cat(parts)
     number = number_kept(sum(span.size for span in spans), kept)
+    if (chosen := network.sift(number)) is not None:
+        return chosen
+    scores = network.scores()
     chosen, lowest = largest(scores, number, network.position, network.spare)
     if not lowest > 0 and count(chosen & network.live) < number:
         # A weight that is gone ties with one that is worth nothing.
@@ -155,6 +161,14 @@ class _Scored:
 
     def masks(self) -> dict[str, Tensor]:
         return {span.name: self.live[span.start : span.stop].view(span.full) for span in self.spans}
+
+    def unscored(self) -> list[str]:
+        scores = self.scores()
+        return [span.name for span in self.spans if not bool(scores[span.start : span.stop].any())]
+
+    @staticmethod
+    def sift(number: int) -> None:
+        return None
 
     @staticmethod
     def position(index: Tensor) -> Tensor:

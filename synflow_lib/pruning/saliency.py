@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from synflow_lib.errors import InputError
-from synflow_lib.models.flow_graph import BATCH_NORM as BATCH_NORM
+from synflow_lib.pruning.flow_network import FlowNetwork
 from synflow_lib.pruning.state import absolute_state, forward, masked_state, prunable, scoring_mode, warn_unscored
 
 Batches = Sequence[tuple[Tensor, Tensor]]
@@ -187,8 +187,9 @@ def synflow(
     or attention subtract, paths count negative, and R too may be: the scores are the absolute values. For which
     networks they are conserved `theory.assumptions` says; a call without masks warns of layers that score 0 throughout.
 
-    Where float32 cannot hold R the scores are computed, and returned, in float64. Raises InputError without
-    `input_shape` (C, H, W), for `bypass_norm` together with `train_mode`, and where float64 overflows too.
+    Where float32 cannot hold R the scores are computed, and returned, in float64; where float64 cannot either, as for
+    ResNet-1202, as shares of R, all divided by one number, if the network is a `Program`. Raises InputError without
+    `input_shape` (C, H, W), for `bypass_norm` together with `train_mode`, and where none of these can be had.
     """
     if input_shape is None:
         raise InputError(
@@ -207,8 +208,12 @@ def synflow(
         # No flow in float64 means a network that is truly cut in two.
         if finite and (0 < flow.abs() < torch.inf or (flow == 0 and dtype == torch.float64)):
             if masks is None:
-                warn_unscored(model, scores, bypass_norm)
+                unscored = [name for name, score in scores.items() if name in prunable(model) and not bool(score.any())]
+                warn_unscored(model, unscored, bypass_norm)
             return scores
+    network = FlowNetwork(model, input_shape, bypass_norm, masks, torch.float64)
+    if network.program is not None and parameters is None and not train_mode:
+        return network.by_name()
     raise InputError(
         f"the synaptic flow of {type(model).__name__} is {float(flow.detach())} even in float64: scale its weights down"
     )

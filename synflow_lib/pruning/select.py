@@ -22,7 +22,8 @@ def largest(
 ) -> tuple[Tensor, float]:
     """Mark the `number` largest of a vector without NaN; of equal values at the border the later ones.
 
-    "Later" is by index, or by `position(indices)` where the vector is stored in another order than it is counted.
+    "Later" is by index, or by `position(indices)`, which come ascending, where the vector is stored in another order
+    than it is counted.
     Returns the marks, in `out` if that is given, and the smallest value marked (infinite where there is none).
     """
     marks = torch.empty_like(values, dtype=torch.bool) if out is None else out
@@ -32,10 +33,7 @@ def largest(
         return marks.fill_(True), float(values.min())
     select = _on_cpu if values.device.type == "cpu" else _by_kthvalue
     border, equals, surplus = select(values, number, marks)
-    if surplus:
-        if position is not None:
-            equals = equals[position(equals).argsort()]
-        marks[equals[:surplus]] = False
+    unmark(marks, equals, surplus, position)
     return marks, border
 
 
@@ -47,7 +45,10 @@ def count(mask: Tensor) -> int:
 def clear_all_but(values: Tensor, kept: Tensor) -> None:
     """Set `values` to zero in place where `kept` is False; they must be finite. Numpy again, for the same reason."""
     if values.device.type == "cpu":
-        np.multiply(values.numpy(), kept.numpy(), out=values.numpy())
+        array, marks = values.numpy(), kept.numpy()
+        for begin in range(0, len(array), PIECE):
+            piece = array[begin : begin + PIECE]
+            np.multiply(piece, marks[begin : begin + PIECE], out=piece)
     else:
         values.mul_(kept)
 
@@ -58,30 +59,81 @@ def _by_kthvalue(values: Tensor, number: int, marks: Tensor) -> tuple[float, Ten
     return float(border), (values == border).nonzero().squeeze(1), count(marks) - number
 
 
+class Sample:
+    """One value in each of many stretches of values that come in pieces: enough to say where a border may lie."""
+
+    def __init__(self, length: int):
+        """All pieces together are `length` values long."""
+        self.length, self.places = length, _sampled(length)
+        self.values: list[np.ndarray] = []
+        self.found: list[int] = []  # where pieces begin that hold something other than zero
+
+    def add(self, values: np.ndarray, start: int) -> None:
+        """Take from `values`, whose first is number `start` of all."""
+        if values.any():
+            self.found.append(start)
+        first, last = np.searchsorted(self.places, (start, start + len(values)))
+        self.values.append(values[self.places[first:last] - start])
+
+    def bracket(self, number: int) -> tuple[float, float]:
+        """Between which values the border of the `number` largest lies, but for one case in many thousand."""
+        return _bracket(np.concatenate(self.values), number / self.length)
+
+
+class Sieve:
+    """Marks the largest of values that come in pieces, if their border turns out to lie from `low` to `high`."""
+
+    def __init__(self, marks: Tensor, low: float, high: float):
+        """Write into `marks`, all of which the pieces must cover."""
+        self.marks, self.low, self.high = marks.numpy(), low, high
+        self.places: list[np.ndarray] = []
+        self.within: list[np.ndarray] = []
+
+    def add(self, values: np.ndarray, start: int) -> None:
+        """Look at `values`, whose first is number `start` of all, a cacheful at a time."""
+        for begin in range(0, len(values), PIECE):
+            piece = values[begin : begin + PIECE]
+            first = start + begin
+            mark = np.greater_equal(piece, self.low, out=self.marks[first : first + len(piece)])
+            candidates = np.flatnonzero(mark > (piece > self.high))
+            self.places.append(candidates + first)
+            self.within.append(piece[candidates])
+
+    def border(self, number: int) -> tuple[float, Tensor, int] | None:
+        """Mark all that are at least the border of the `number` largest; None if that is not from `low` to `high`.
+
+        The border, the places of its equals in order, and how many of those are marked too many.
+        """
+        places, within = np.concatenate(self.places), np.concatenate(self.within)
+        surplus = np.count_nonzero(self.marks) - number
+        if not 0 <= surplus < len(places):
+            return None
+        border = np.sort(within)[surplus]  # not np.partition, which takes forever on many equal values
+        below = within < border
+        self.marks[places[below]] = False
+        return (
+            float(border),
+            torch.from_numpy(np.sort(places[within == border])),
+            int(surplus - np.count_nonzero(below)),
+        )
+
+
+def unmark(marks: Tensor, equals: Tensor, surplus: int, position: Callable[[Tensor], Tensor] | None) -> None:
+    """Take the mark from `surplus` of the places `equals`: of equal values the earlier ones go first."""
+    if surplus:
+        order = equals if position is None else position(equals)
+        marks[equals[order.topk(surplus, largest=False, sorted=False).indices]] = False
+
+
 def _on_cpu(values: Tensor, number: int, marks: Tensor) -> tuple[float, Tensor, int]:
-    """Mark all that are at least the border; the border, the places of its equals, how many of those are too many."""
-    array, marked = values.numpy(), marks.numpy()
-    bracket = _bracket(array[_sampled(len(array))], number / len(array))
-    for low, high in (bracket, (-np.inf, np.inf)):
-        places = _mark_above(array, low, high, marked)
-        surplus = np.count_nonzero(marked) - number
-        if 0 <= surplus < len(places):
+    array, sample = values.numpy(), Sample(len(values))
+    sample.add(array, 0)
+    for low, high in (sample.bracket(number), (-np.inf, np.inf)):
+        sieve = Sieve(marks, low, high)
+        sieve.add(array, 0)
+        if (found := sieve.border(number)) is not None:
             break
-    within = array[places]
-    border = np.sort(within)[surplus]  # not np.partition, which takes forever on many equal values
-    below = within < border
-    marked[places[below]] = False
-    return float(border), torch.from_numpy(places[within == border]), surplus - int(np.count_nonzero(below))
-
-
-def _mark_above(array: np.ndarray, low: float, high: float, marked: np.ndarray) -> np.ndarray:
-    """Mark what is at least `low`, in pieces that stay in the cache, and return the places of what is up to `high`."""
-    places = []
-    for begin in range(0, len(array), PIECE):
-        piece = array[begin : begin + PIECE]
-        mark = np.greater_equal(piece, low, out=marked[begin : begin + PIECE])
-        places.append(np.flatnonzero(mark > (piece > high)) + begin)
-    return np.concatenate(places)
+    return found
 
 
 @lru_cache(maxsize=2)

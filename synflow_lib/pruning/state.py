@@ -5,7 +5,7 @@ flags are set for the time of scoring, and put back whatever happens.
 """
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -58,14 +58,19 @@ def scoring_mode(model: nn.Module, train_mode: bool) -> Iterator[None]:
 
 
 def masked_state(
-    model: nn.Module, masks: Mapping[str, Tensor] | None, dtype: torch.dtype | None = None
+    model: nn.Module,
+    masks: Mapping[str, Tensor] | None,
+    dtype: torch.dtype | None = None,
+    without: Collection[str] = (),
 ) -> dict[str, Tensor]:
-    """Return copies of all parameters and buffers, the masked weights multiplied by their masks.
+    """Return copies of all parameters and buffers but those in `without`, the masked weights times their masks.
 
     Floating-point numbers are converted to `dtype`, by default they stay as they are.
     """
     state = {}
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if name in without:
+            continue
         kind = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
         state[name] = tensor.detach().to(kind, copy=True)
     for name, mask in (masks or {}).items():
@@ -91,7 +96,11 @@ def forward(model: nn.Module, state: dict[str, Tensor], x: Tensor) -> Tensor:
 
 
 def absolute_state(
-    model: nn.Module, masks: Mapping[str, Tensor] | None, dtype: torch.dtype, bypass_norm: bool = False
+    model: nn.Module,
+    masks: Mapping[str, Tensor] | None,
+    dtype: torch.dtype,
+    bypass_norm: bool = False,
+    without: Collection[str] = (),
 ) -> dict[str, Tensor]:
     """Return SynFlow's network: all parameters masked and absolute, and the buffers, with running means of zero.
 
@@ -103,7 +112,7 @@ def absolute_state(
     signed = {name for name, _ in model.named_parameters()}
     for prefix, _ in _batch_norms(model):
         signed |= {f"{prefix}weight", f"{prefix}bias"}  # buffers where BatchNorm is frozen
-    state = masked_state(model, masks, dtype)
+    state = masked_state(model, masks, dtype, without)
     for name, tensor in state.items():
         if name in signed:
             tensor.abs_()
@@ -165,18 +174,17 @@ def warn_zero_scales(model: nn.Module, stacklevel: int = 3) -> bool:
     return bool(scales or weights)
 
 
-def warn_unscored(model: nn.Module, scores: Mapping[str, Tensor], bypass_norm: bool = False) -> None:
+def warn_unscored(model: nn.Module, unscored: Collection[str], bypass_norm: bool = False) -> None:
     """Warn of layers all of whose weights SynFlow scores 0 though nothing is pruned yet: it cannot rank them.
 
     Beside zero scales the cause is an activation that is saturated where SynFlow's values are large: ReLU6 (of the 53
     layers of torchvision's mobilenet_v2 all but the last), or the gates of squeeze-and-excitation.
     """
-    unscored = [name for name in prunable(model) if name in scores and not bool(scores[name].any())]
     if unscored and (bypass_norm or not warn_zero_scales(model, stacklevel=4)):
         warnings.warn(
-            f"synflow scores all weights of {_some(unscored)} 0 and removes them first: nothing that they compute "
-            "reaches the output, or a saturated activation such as ReLU6 lets no gradient through; score a copy of the "
-            "model with ReLU in its place, its masks fit the model itself",
+            f"synflow scores all weights of {_some(list(unscored))} 0 and removes them first: nothing that they "
+            "compute reaches the output, or a saturated activation such as ReLU6 lets no gradient through; score a "
+            "copy of the model with ReLU in its place, its masks fit the model itself",
             stacklevel=3,
         )
 

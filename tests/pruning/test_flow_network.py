@@ -113,6 +113,26 @@ def test_a_network_that_has_no_program_is_run_as_it_is():
     assert same(prune(model, "synflow", 10, input_shape=(6,), iterations=20), plain(model, 10, (6,), 20))
 
 
+class Branching(nn.Module):
+    """A network that does something else in train mode, as those with auxiliary outputs do."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.middle, self.last = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = self.first(x)
+        return (self.last(x), x) if self.training else self.last(self.middle(x))
+
+
+def test_the_network_of_eval_mode_is_scored_in_whatever_mode_the_model_is():
+    model = Branching().double()
+    options = {"input_shape": (6,), "iterations": 20}
+    assert same(prune(model.train(), "synflow", 8, **options), prune(model.eval(), "synflow", 8, **options))
+    assert prune(model.train(), "synflow", 8, **options)["middle.weight"].any() and model.training
+
+
 def test_it_turns_from_float32_to_float64_where_the_flow_overflows():
     large, larger = Multiplied(1e15), Multiplied(1e15).double()
     options = {"input_shape": (6,), "iterations": 20}

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from toys import NETWORKS, SHAPE, batches, mlp, residual
+from toys import NETWORKS, SHAPE, batches, conv_chain, mlp, residual
 
 from synflow_lib import models
 from synflow_lib.errors import InputError
@@ -184,10 +184,19 @@ def test_a_model_without_weights_gives_one_sentence():
         prune(nn.Sequential(nn.ReLU()), "magnitude", 2)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "squeezenet1_1", "mobilenet_v3_small"])
-def test_torchvision_classifiers_are_pruned_as_they_are(name):
-    torchvision_models = pytest.importorskip("torchvision.models")
-    model = torchvision_models.get_model(name, num_classes=10)
-    masks = prune(model, "synflow", 20, input_shape=(3, 64, 64), iterations=3)
-    assert masks.compression == pytest.approx(20, rel=1e-3)
-    assert apply_masks(model, masks) is model
+def test_bypass_norm_is_synflows_and_excludes_train_mode():
+    model = conv_chain()
+    with pytest.raises(InputError, match="bypass_norm is for synflow"):
+        prune(model, "magnitude", 2, bypass_norm=True)
+    with pytest.raises(InputError, match="choose one"):
+        prune(model, "synflow", 2, input_shape=SHAPE, bypass_norm=True, train_mode=True)
+
+
+def test_blocks_that_begin_at_zero_are_pruned_by_their_weights_only_with_batch_norm_bypassed():
+    model = residual()
+    torch.nn.init.zeros_(model.norm.weight)
+    with pytest.warns(UserWarning, match=r"the scale of norm is zero in every channel.*bypass_norm=True"):
+        lost = prune(model, "synflow", 2, input_shape=SHAPE)
+    assert not lost["inner.weight"].any() and not lost["outer.weight"].any()
+    masks = prune(model, "synflow", 2, input_shape=SHAPE, bypass_norm=True)
+    assert masks["inner.weight"].any() and masks["outer.weight"].any()

@@ -2,26 +2,28 @@
 
 import pytest
 import torch
+from fingerprint import fingerprint
 from torch import nn
 from torch.nn import functional as F
 from toys import CLASSES, NETWORKS, SHAPE, batches, conv_chain, everything, mlp
 
 from synflow_lib.errors import InputError
+from synflow_lib.models.flow_graph import flow_graph
 from synflow_lib.pruning import (
     SALIENCIES,
+    connected,
     grasp,
     loss_saliency,
     magnitude,
     prunable,
+    prune,
     random,
     snip,
+    synaptic_flow,
     synaptic_saliency,
     synflow,
 )
-
-
-def snapshot(model):
-    return {name: tensor.clone() for name, tensor in model.state_dict().items()}, [m.training for m in model.modules()]
+from synflow_lib.theory import conservation
 
 
 @pytest.mark.parametrize("method", SALIENCIES)
@@ -29,24 +31,75 @@ def snapshot(model):
 @pytest.mark.parametrize("train_mode", [False, True])
 def test_scores_have_the_shapes_of_the_weights_and_leave_the_model_as_it_was(method, network, train_mode):
     model = NETWORKS[network]().train()
-    state, modes = snapshot(model)
+    before = fingerprint(model)
     scores = SALIENCIES[method](model, input_shape=SHAPE, batches=batches(), train_mode=train_mode, seed=0)
     assert {name: score.shape for name, score in scores.items()} == {n: w.shape for n, w in prunable(model).items()}
     assert all(score.dtype == torch.float64 and not score.requires_grad for score in scores.values())
-    after, modes_after = snapshot(model)
-    assert all(torch.equal(state[name], after[name]) for name in state) and modes == modes_after
-    assert all(parameter.grad is None for parameter in model.parameters())
+    assert fingerprint(model) == before
 
 
-@pytest.mark.parametrize("method", ["snip", "synflow"])
-def test_the_model_keeps_its_modes_when_scoring_fails(method):
+class Breaks(nn.Module):
+    """Passes its input on, but raises `error` in forward pass number `at`; 0 is when torch.fx reads the code."""
+
+    def __init__(self, at, error):
+        super().__init__()
+        self.at, self.error, self.passes = at, error, 0
+
+    def forward(self, x):
+        if isinstance(x, torch.Tensor):
+            self.passes += 1
+        elif self.at:
+            float(x)  # torch.fx cannot follow this, so it is the model itself that runs
+        if self.passes == self.at:
+            raise self.error
+        return x
+
+
+def ones(model):
+    return {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in prunable(model).items()}
+
+
+# What runs the model, and in which forward pass it is broken: the last one.
+RUNS = {
+    "snip": (2, lambda model: snip(model, batches=batches())),
+    "grasp": (4, lambda model: grasp(model, batches=batches())),
+    "synflow": (1, lambda model: synflow(model, input_shape=SHAPE)),
+    "synaptic flow": (1, lambda model: synaptic_flow(model, input_shape=SHAPE)),
+    "synaptic saliency": (1, lambda model: synaptic_saliency(model, batches()[0][0])),
+    "connected": (1, lambda model: connected(model, ones(model), SHAPE)),
+    "prune by synflow": (3, lambda model: prune(model, "synflow", 2, input_shape=SHAPE, iterations=3)),
+    "prune by snip": (4, lambda model: prune(model, "snip", 2, batches=batches(), iterations=2)),
+}
+
+
+def broken(at, error):
     model = conv_chain().train()
-    state, modes = snapshot(model)
-    wrong = [(torch.zeros(2, 5, 8, 8), torch.zeros(2, dtype=torch.long))]
-    with pytest.raises(InputError, match="cannot take an input of shape"):
-        SALIENCIES[method](model, input_shape=(5, 8, 8), batches=wrong)
-    after, modes_after = snapshot(model)
-    assert all(torch.equal(state[name], after[name]) for name in state) and modes == modes_after
+    model.insert(7, Breaks(at, error))
+    model[1].eval()
+    model[0].weight.requires_grad_(False)
+    return model
+
+
+@pytest.mark.parametrize("run", RUNS)
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("broken"), ZeroDivisionError()], ids=repr)
+def test_the_model_is_as_before_when_scoring_fails_or_is_interrupted(run, error):
+    at, score = RUNS[run]
+    model = broken(at, error)
+    before = fingerprint(model)
+    with pytest.raises(InputError if isinstance(error, RuntimeError) else type(error)):
+        score(model)
+    assert fingerprint(model) == before
+    score(model)  # and it can still be scored
+    assert fingerprint(model) == before
+
+
+@pytest.mark.parametrize("run", ["prune by synflow", "connected"])
+def test_the_model_is_as_before_when_the_reading_of_its_code_is_interrupted(run):
+    model = broken(0, KeyboardInterrupt())
+    before = fingerprint(model)
+    with pytest.raises(KeyboardInterrupt):
+        RUNS[run][1](model)
+    assert fingerprint(model) == before
 
 
 def test_synflow_of_a_linear_chain_is_the_product_of_path_sums():
@@ -164,6 +217,80 @@ def test_synflow_ignores_running_means_and_signs():
     assert all(torch.allclose(before[name], after[name], rtol=1e-12) for name in before)
 
 
+def trained():
+    """A convolutional chain after some steps of SGD in train mode: biases, scales and statistics have moved."""
+    model = conv_chain().train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9)
+    for _ in range(5):
+        for images, labels in batches():
+            optimizer.zero_grad(set_to_none=True)
+            F.cross_entropy(model(images + 1), labels).backward()
+            optimizer.step()
+    model.zero_grad(set_to_none=True)
+    return model
+
+
+def test_synflow_of_a_trained_network_is_conserved_with_its_biases_and_variances():
+    model = trained()
+    norm = model[1]
+    assert min(norm.running_mean.abs().max(), norm.bias.abs().max(), (norm.running_var - 1).abs().max()) > 0.05
+    scores = synflow(model, input_shape=SHAPE, parameters=everything(model))
+    assert conservation.neurons(model, scores, SHAPE)["error"].max() <= 1e-12
+    graph, flow = flow_graph(model, SHAPE), synaptic_flow(model, input_shape=SHAPE)
+    for seed in range(5):
+        side = conservation.random_cut(graph, torch.Generator().manual_seed(seed))
+        assert conservation.cut_total(graph, scores, side) == pytest.approx(flow, rel=1e-12)
+    assert not prune(model, "synflow", 10, input_shape=SHAPE).collapsed()
+
+
+def test_bypassing_batch_norm_forgets_what_it_learned_and_only_that():
+    model, plain = trained(), conv_chain(batch_norm=False)
+    plain.load_state_dict({n: t for n, t in model.state_dict().items() if n in plain.state_dict()})
+    bypassed, reference = synflow(model, input_shape=SHAPE, bypass_norm=True), synflow(plain, input_shape=SHAPE)
+    assert all(torch.allclose(bypassed[name], reference[name], rtol=1e-12, atol=0) for name in reference)
+    flows = [synaptic_flow(m, input_shape=SHAPE, bypass_norm=m is model) for m in (model, plain)]
+    assert flows[0] == pytest.approx(flows[1], rel=1e-12)
+
+
+@pytest.mark.parametrize("score", [synflow, synaptic_flow])
+def test_batch_statistics_and_bypassed_batch_norm_exclude_each_other(score):
+    with pytest.raises(InputError, match="choose one"):
+        score(conv_chain(), input_shape=SHAPE, train_mode=True, bypass_norm=True)
+
+
+def test_grasp_says_where_there_are_no_second_derivatives():
+    with pytest.raises(InputError, match=r"needs second derivatives.*hardsigmoid"):
+        grasp(mlp(nn.Hardsigmoid), batches=batches())
+
+
+def test_grasp_differentiates_attention_twice():
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.attention, self.head = nn.MultiheadAttention(8, 2, batch_first=True), nn.Linear(8, CLASSES)
+
+        def forward(self, x):
+            x = x.flatten(2)[:, :, :8]
+            return self.head(self.attention(x, x, x, need_weights=False)[0].mean(1))
+
+    scores = grasp(Attention().double(), batches=batches())
+    assert all(score.isfinite().all() and score.any() for score in scores.values())
+
+
+def test_scores_are_absolute_where_a_layer_subtracts():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 6), nn.LayerNorm(6), nn.Linear(6, CLASSES)).double()
+    torch.manual_seed(0)
+    nn.init.normal_(model[2].weight)
+    scores = synflow(model, input_shape=SHAPE, parameters=everything(model))
+    state = {name: parameter.detach().abs().requires_grad_() for name, parameter in model.named_parameters()}
+    x = torch.ones(1, *SHAPE).double()
+    gradients = torch.autograd.grad(torch.func.functional_call(model, state, (x,)).sum(), list(state.values()))
+    signed = {name: state[name].detach() * g for name, g in zip(state, gradients, strict=True)}
+    assert all(torch.allclose(scores[name], signed[name].abs(), rtol=1e-9, atol=1e-15) for name in scores)
+    assert any((score < 0).any() for score in signed.values())
+
+
 def test_synflow_turns_to_float64_where_float32_overflows():
     deep = mlp(bias=False, sizes=(192, *(40,) * 60)).float()
     with torch.no_grad():
@@ -175,13 +302,27 @@ def test_synflow_turns_to_float64_where_float32_overflows():
     assert max(float(score.max()) for score in scores.values()) > torch.finfo(torch.float32).max
 
 
-def test_synflow_says_so_where_float64_overflows_too():
-    model = mlp(bias=False)
+def beyond_float64(model):
+    """The same network with its weights a power of two larger, which changes no share of R by any bit."""
     with torch.no_grad():
         for weight in model.parameters():
-            weight *= 1e200
-    with pytest.raises(InputError, match="even in float64"):
-        synflow(model, input_shape=SHAPE)
+            weight *= 2.0**600
+    return model
+
+
+def test_synflow_gives_shares_of_the_flow_where_float64_overflows_too():
+    scores = synflow(beyond_float64(mlp(bias=False)), input_shape=SHAPE)
+    reference = synflow(mlp(bias=False), input_shape=SHAPE)
+    flow = synaptic_flow(mlp(bias=False), input_shape=SHAPE)
+    assert all(torch.allclose(scores[name], reference[name] / flow, rtol=1e-12, atol=0) for name in reference)
+    assert synaptic_flow(beyond_float64(mlp(bias=False)), input_shape=SHAPE) == float("inf")
+
+
+def test_synflow_says_so_where_it_cannot_give_shares():
+    untraceable = nn.Sequential(Breaks(-1, None), *mlp(bias=False))
+    for model, options in ((untraceable, {}), (mlp(bias=False), {"parameters": ["1.weight"]})):
+        with pytest.raises(InputError, match="even in float64"):
+            synflow(beyond_float64(model), input_shape=SHAPE, **options)
 
 
 def test_synaptic_saliency_of_the_loss_is_loss_saliency():
