@@ -2,8 +2,9 @@
 
 A plain implementation spends its time on equal positions of feature maps, on copies, on weights that are gone, and on
 the threshold. Here the network is a `Program` of matrix products over one vector of all weights; pruned weights are
-set to zero in place; a unit that has lost all its weights, incoming or outgoing, is cut out of the network every few
-iterations, which changes no score; and the scores lie in one vector that is never copied.
+set to zero in place, when they are next read; a unit that has lost all its weights, incoming and outgoing, is cut out
+of the network every few iterations, which changes no score; and the scores are compared with the threshold while they
+are made, a cacheful at a time, and never stored.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +23,6 @@ from synflow_lib.pruning.state import absolute_state, forward, prunable, scoring
 
 LOOK_AT = 0.72  # look for units to cut out when so much is left of what was left at the last look
 WORTH_CUTTING = 0.85  # cut when the network becomes smaller than this: a cut costs as much as an iteration
-
 GUESSED = 0.025  # how far the border may lie from where the last two point to
 ROWS = 64  # of a layer are moved together: a layer at once would take memory that is not needed otherwise
 

@@ -122,7 +122,7 @@ def grasp(
     state = masked_state(model, masks)
     leaves = _leaves(model, state, parameters)
     values = list(leaves.values())
-    gradient = [torch.zeros_like(leaf) for leaf in values]
+    gradient = [torch.zeros_like(leaf) for leaf in values] if len(checked) > 1 else None
     product = [torch.zeros_like(leaf) for leaf in values]
 
     def loss(images: Tensor, labels: Tensor, weight: float) -> Tensor:
@@ -130,12 +130,14 @@ def grasp(
 
     # Of attention's implementations only the plain one can be differentiated twice.
     with scoring_mode(model, train_mode), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
-        for images, labels, weight in _weighted(checked):
+        for images, labels, weight in _weighted(checked) if gradient else ():
             for sum_, part in zip(gradient, torch.autograd.grad(loss(images, labels, weight), values), strict=True):
                 sum_ += part
         for images, labels, weight in _weighted(checked):
             parts = torch.autograd.grad(loss(images, labels, weight), values, create_graph=True)
-            along = sum((part * frozen).sum() for part, frozen in zip(parts, gradient, strict=True))
+            # Of a single batch g is at hand already.
+            frozen = gradient or [part.detach() for part in parts]
+            along = sum((part * g).sum() for part, g in zip(parts, frozen, strict=True))
             for sum_, part in zip(product, _second(along, values, model), strict=True):
                 sum_ += part
     return {name: (leaf * part).detach() for (name, leaf), part in zip(leaves.items(), product, strict=True)}
