@@ -10,8 +10,9 @@ from synflow_lib.errors import InputError
 from synflow_lib.models.flow_graph import CONVOLUTION
 from synflow_lib.pruning import Masks, keep_best, prunable, prune, rho_max, synaptic_flow, synflow
 from synflow_lib.pruning.flow_network import FlowNetwork
-from synflow_lib.pruning.prune import best
+from synflow_lib.pruning.prune import best, number_kept
 from synflow_lib.pruning.schedule import SCHEDULES
+from synflow_lib.pruning.select import largest
 
 
 def plain(model, compression, input_shape, iterations, schedule="exponential", scope="global"):
@@ -64,6 +65,19 @@ def test_units_are_cut_out_and_the_scores_of_the_rest_stay(network):
         for name, score in expected.items():
             assert torch.allclose(ours[name], score, rtol=1e-11, atol=0), name
     assert len(quick.live) < stored / 5 and quick.left == Masks(live).kept
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_marks_made_while_scoring_are_those_of_the_stored_scores(dtype):
+    network = FlowNetwork(models.build("vgg11", "digits", width=0.25).to(dtype), (3, 32, 32))
+    total, guessed = len(network.live), 0
+    for k in range(1, 61):
+        number = number_kept(total, 100 ** (-k / 60))
+        guessed += (marks := network.sift(number)) is not None
+        expected, _ = largest(network.scores(), number, network.position)
+        assert marks is None or torch.equal(marks, expected)
+        network.keep(expected)
+    assert guessed > 50
 
 
 def test_the_model_is_not_changed_not_even_when_scoring_raises():

@@ -24,6 +24,18 @@ def test_the_largest_are_those_of_a_sort_with_later_before_earlier_among_equals(
     assert lowest == (sorted(vector, reverse=True)[number - 1] if number else torch.inf)
 
 
+@settings(max_examples=200, deadline=None)
+@given(vector=st.lists(values, min_size=2, max_size=40), data=st.data())
+def test_the_way_of_a_gpu_finds_the_same(vector, data):
+    number, vector = data.draw(st.integers(1, len(vector) - 1)), torch.tensor(vector, dtype=torch.float64)
+    found = []
+    for select_ in (select._on_cpu, select._by_kthvalue):
+        marks = torch.empty(len(vector), dtype=torch.bool)
+        border, equals, surplus = select_(vector, number, marks)
+        found.append((border, equals.tolist(), surplus, marks.tolist()))
+    assert found[0] == found[1]
+
+
 @pytest.mark.parametrize("pattern", ["random", "periodic", "sorted", "two values"])
 @pytest.mark.parametrize("share", [0.001, 0.3, 0.999])
 def test_a_long_vector_that_misleads_the_sample_is_selected_exactly_too(pattern, share):
