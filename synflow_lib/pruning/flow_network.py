@@ -8,7 +8,6 @@ are made, a cacheful at a time, and never stored.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -19,60 +18,13 @@ from synflow_lib.models.flow_graph import FlowGraph, flow_graph, trace
 from synflow_lib.pruning.flow_program import Program, program
 from synflow_lib.pruning.flow_steps import Affine, Product, scored
 from synflow_lib.pruning.select import Sample, Sieve, clear_all_but, count, unmark
+from synflow_lib.pruning.spans import Span
 from synflow_lib.pruning.state import absolute_state, forward, prunable, scoring_mode
 
 LOOK_AT = 0.72  # look for units to cut out when so much is left of what was left at the last look
 WORTH_CUTTING = 0.85  # cut when the network becomes smaller than this: a cut costs as much as an iteration
 GUESSED = 0.025  # how far the border may lie from where the last two point to
 ROWS = 64  # of a layer are moved together: a layer at once would take memory that is not needed otherwise
-
-
-@dataclass
-class Span:
-    """Where the weights of one layer lie in the vector, as [out, taps, in], and which units of the layer they join."""
-
-    name: str
-    start: int
-    out: int
-    into: int
-    taps: int  # positions of the kernel, or of the map that a linear layer reads flattened
-    full: tuple[int, ...]  # the shape of the weight in the model
-    rows: Tensor
-    columns: Tensor
-
-    @classmethod
-    def whole(cls, name: str, start: int, weight: Tensor, taps: int = 1) -> "Span":
-        """All of `weight`, stored from `start`; with one tap in the weight's own order."""
-        out, into = weight.shape[0], weight[0].numel() // taps
-        units = (torch.arange(n, device=weight.device) for n in (out, into))
-        return cls(name, start, out, into, taps, tuple(weight.shape), *units)
-
-    @property
-    def stop(self) -> int:
-        """The end in the vector."""
-        return self.start + self.out * self.into * self.taps
-
-    @property
-    def size(self) -> int:
-        """How many weights the layer had at first: what a share of it is a share of."""
-        return torch.Size(self.full).numel()
-
-    def matrix(self, vector: Tensor) -> Tensor:
-        """The layer's part of `vector` as stored, [out, taps x in]."""
-        return vector[self.start : self.stop].view(self.out, -1)
-
-    def grid(self, vector: Tensor) -> Tensor:
-        """The layer's part of `vector` in the order of the weight, [out, in, taps]."""
-        return vector[self.start : self.stop].view(self.out, self.taps, self.into).transpose(1, 2)
-
-    def position(self, index: Tensor) -> Tensor:
-        """The places of stored elements in the weight's own order."""
-        if self.taps == 1:
-            return index
-        row = (index - self.start).div(self.into * self.taps, rounding_mode="trunc")
-        rest = index - self.start - row * (self.into * self.taps)
-        tap = rest.div(self.into, rounding_mode="trunc")
-        return self.start + (row * self.into + rest - tap * self.into) * self.taps + tap
 
 
 class FlowNetwork:
