@@ -121,6 +121,7 @@ def read_state(file: Path) -> dict[str, Tensor]:
 
 
 def read_safetensors(file: Path) -> dict[str, Tensor]:
+    """Return the tensors of `file`; raises InputError where it is absent or damaged."""
     require_file(file)
     try:
         return load_file(file)

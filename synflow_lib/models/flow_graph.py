@@ -8,7 +8,8 @@ block, and from it read the first convolutions and whatever follows the stage.
 """
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -86,16 +87,25 @@ def per_edge(layer: Layer, weight_saliency: Tensor, graph: FlowGraph) -> Tensor:
     return full
 
 
-def trace(model: nn.Module) -> fx.Graph:
-    """The operations of `model` in eval mode, in order; raises InputError where torch.fx cannot follow its code."""
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Put `model` into eval mode for the block, and every module of it back into its own mode afterwards."""
     before = {module: module.training for module in model.modules()}
     try:
-        return fx.symbolic_trace(model.eval()).graph
-    except Exception as error:  # the model's own code runs here, on stand-ins for tensors, and may raise anything
-        raise InputError(f"{type(model).__name__} cannot be traced to a graph by torch.fx: {error}") from error
+        model.eval()
+        yield
     finally:
         for module, training in before.items():
             module.training = training
+
+
+def trace(model: nn.Module) -> fx.Graph:
+    """The operations of `model` in eval mode, in order; raises InputError where torch.fx cannot follow its code."""
+    try:
+        with eval_mode(model):
+            return fx.symbolic_trace(model).graph
+    except Exception as error:  # the model's own code runs here, on stand-ins for tensors, and may raise anything
+        raise InputError(f"{type(model).__name__} cannot be traced to a graph by torch.fx: {error}") from error
 
 
 def flow_graph(model: nn.Module, input_shape: Sequence[int], traced: fx.Graph | None = None) -> FlowGraph:

@@ -21,13 +21,9 @@ from synflow_lib.pruning.saliency import (
     synaptic_flow,
     synflow,
 )
+from synflow_lib.pruning.state import NORMALISATION
 
-NORMALISATION = (
-    nn.LayerNorm,
-    nn.GroupNorm,
-    nn.LocalResponseNorm,
-    nn.modules.instancenorm._InstanceNorm,
-)
+NORMALISES = (*NORMALISATION, nn.LocalResponseNorm)
 
 
 def connected(model: nn.Module, masks: Mapping[str, Tensor], input_shape: Sequence[int]) -> bool:
@@ -68,7 +64,7 @@ class _path_counting:
     def __enter__(self) -> None:
         try:
             for module in self.model.modules():
-                if isinstance(module, NORMALISATION):
+                if isinstance(module, NORMALISES):
                     self.handles.append(module.register_forward_hook(lambda _, inputs, output: inputs[0]))
                 elif isinstance(module, nn.Linear | nn.modules.conv._ConvNd):
                     self.handles.append(module.register_forward_hook(self._scaled))

@@ -207,10 +207,9 @@ class FlowNetwork:
             torch.mul(gradient.reshape(span.out, -1), span.matrix(self.theta), out=span.matrix(self.values)).abs_()
         flow = abs(float(flow.detach()))  # subtracting layers, LayerNorm and attention, can make it negative
         # Too small for float32 looks like no flow at all; in float64 no flow means a network that is cut in two.
-        if bool(self.values.max() < torch.inf) and (
-            0 < flow < torch.inf or (flow == 0 and self.dtype == torch.float64)
-        ):
-            return True
+        held = 0 < flow < torch.inf or (flow == 0 and self.dtype == torch.float64)
+        if held and bool(self.values.max() < torch.inf):  # NaN fails this too
+            return
         if self.dtype == torch.float64:
             raise InputError(
                 f"the synaptic flow of {type(self.model).__name__} is {flow} even in float64: scale its weights down"

@@ -63,8 +63,6 @@ def prune(
 
     if bypass_norm and isinstance(method, str) and score is not synflow:
         raise InputError(f"bypass_norm is for synflow, which scores without data, not for {method}")
-    if bypass_norm and train_mode:
-        raise InputError("train_mode scores with BatchNorm's batch statistics and bypass_norm without any: choose one")
 
     if compression == 1:
         iterations = 1  # nothing goes, but a method or a batch that cannot be used should still be refused
@@ -96,12 +94,7 @@ def best(network: "FlowNetwork | _Scored", kept: float, scope: str = "global") -
     spans = network.spans
     if scope == "layer":
         scores = network.scores().masked_fill(~network.live, -torch.inf)
-        parts = [
-            largest(scores[s.start : s.stop], number_kept(s.size, kept), lambda i, s=s: network.position(i + s.start))[
-                0
-            ]
-            for s in spans
-        ]
+        parts = [largest(scores[s.start : s.stop], number_kept(s.size, kept), s.ordered)[0] for s in spans]
         return torch.cat(parts)
     number = number_kept(sum(span.size for span in spans), kept)
     if (chosen := network.sift(number)) is not None:

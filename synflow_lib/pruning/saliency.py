@@ -213,9 +213,10 @@ def synflow(
                 unscored = [name for name, score in scores.items() if name in prunable(model) and not bool(score.any())]
                 warn_unscored(model, unscored, bypass_norm)
             return scores
-    network = FlowNetwork(model, input_shape, bypass_norm, masks, torch.float64)
-    if network.program is not None and parameters is None and not train_mode:
-        return network.by_name()
+    if parameters is None and not train_mode:
+        network = FlowNetwork(model, input_shape, bypass_norm, masks, torch.float64)
+        if network.program is not None:
+            return network.by_name()
     raise InputError(
         f"the synaptic flow of {type(model).__name__} is {float(flow.detach())} even in float64: scale its weights down"
     )

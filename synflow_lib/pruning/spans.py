@@ -44,6 +44,10 @@ class Span:
         """The layer's part of `vector` in the order of the weight, [out, in, taps]."""
         return vector[self.start : self.stop].view(self.out, self.taps, self.into).transpose(1, 2)
 
+    def ordered(self, index: Tensor) -> Tensor:
+        """`position` of elements that are counted from the beginning of the layer."""
+        return self.position(index + self.start)
+
     def position(self, index: Tensor) -> Tensor:
         """The places of stored elements in the weight's own order."""
         if self.taps == 1:

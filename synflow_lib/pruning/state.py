@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from synflow_lib.errors import InputError
-from synflow_lib.models.flow_graph import BATCH_NORM, CONVOLUTION
+from synflow_lib.models.flow_graph import BATCH_NORM, CONVOLUTION, eval_mode
 
 NORMALISATION = (BATCH_NORM, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.instancenorm._InstanceNorm)
 NAMED = 3  # of many layers, so many are named in a sentence
@@ -45,16 +45,11 @@ def prunable(model: nn.Module) -> dict[str, nn.Parameter]:
 @contextmanager
 def scoring_mode(model: nn.Module, train_mode: bool) -> Iterator[None]:
     """Score without dropout; BatchNorm uses its running statistics, or the batch's own where `train_mode`."""
-    before = {module: module.training for module in model.modules()}
-    try:
-        model.eval()
+    with eval_mode(model):
         for module in model.modules():
             if train_mode and isinstance(module, BATCH_NORM):
                 module.train()
         yield
-    finally:
-        for module, training in before.items():
-            module.training = training
 
 
 def masked_state(
