@@ -86,9 +86,10 @@ def compact(model: nn.Module, masks: Mapping[str, Tensor], input_shape: Sequence
     Training follows the masked network's path for any optimiser that starts afresh and leaves a parameter of zero
     without gradient where it is (SGD with momentum and weight decay, Adam), up to the rounding of sums. (Where a
     channel is constant over the batch but not zero, from the beta of a dead channel read by a 1x1 convolution, or in
-    tiny images at the end of a deep network, BatchNorm in train mode makes its value out of rounding, and a ReLU goes by
-    its sign: there training the masked network itself depends on the last bit, and the two part.) Dropout draws other random numbers, so with it in train mode the
-    two agree in distribution only. A block none of whose channels carries anything keeps one channel that does
+    tiny images at the end of a deep network, BatchNorm in train mode makes its value out of rounding, and a ReLU goes
+    by its sign: there training the masked network itself depends on the last bit, and the two part.) Dropout draws
+    other random numbers, so with it in train mode the two agree in distribution only. A block none of whose channels
+    carries anything keeps one channel that does
     nothing, because a layer needs one.
 
     Raises InputError for masks of another model or that cut the network in two, for a model that cannot be followed,
