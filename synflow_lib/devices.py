@@ -6,12 +6,13 @@ with channels-last memory, 2,360 with bfloat16 as well.
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 
 from synflow_lib.errors import InputError
 
@@ -46,24 +47,41 @@ def resolve(name: str | torch.device = "auto") -> torch.device:
 class Speed:
     """What may make training faster; all off is plain float32 PyTorch. Model and data decide the result, not
     these: bfloat16 rounds, so runs differ in the last digits, but nothing here changes what is trained.
+
+    The first four are the business of `training.train`, the last two of `benchmark.run`.
     """
 
     bfloat16: bool = False  # autocast: products in bfloat16, weights and sums in the model's dtype
     channels_last: bool = False  # memory order of images and convolutions; same numbers up to rounding
     fused: bool = False  # the whole optimiser step in one kernel
+    compile: bool = False  # torch.compile, with CUDA graphs on a GPU: for networks that launch faster than they compute
+    compact: bool = False  # train the smaller network that the masks leave, where they leave one
+    skip_disconnected: bool = False  # a network cut in two answers a constant: compute its accuracy, do not train it
 
     @staticmethod
     def auto(device: torch.device) -> "Speed":
         """The fastest choice known for `device`.
 
         On a CPU without bfloat16 instructions autocast is emulated and slower than float32, so it stays off
-        there.
+        there. `compile` costs half a minute and more for each network before it gains anything, so it has to be
+        asked for.
         """
+        savings = {"compact": True, "skip_disconnected": True}
         if device.type == "cuda":
-            return Speed(bfloat16=torch.cuda.is_bf16_supported(), channels_last=True, fused=True)
+            return Speed(bfloat16=torch.cuda.is_bf16_supported(), channels_last=True, fused=True, **savings)
         if device.type == "cpu":
-            return Speed(bfloat16=cpu_has_bfloat16(), channels_last=True, fused=True)
-        return Speed()
+            return Speed(bfloat16=cpu_has_bfloat16(), channels_last=True, fused=True, **savings)
+        return Speed(**savings)
+
+    def compiled(self, model: nn.Module) -> Callable[[Tensor], Tensor]:
+        """What calls `model`: itself, or its compiled form, which shares its parameters and is made at the first call.
+
+        On a GPU the compiled steps are replayed as CUDA graphs (`mode="reduce-overhead"`).
+        """
+        if not self.compile:
+            return model
+        on_gpu = next(model.parameters()).device.type == "cuda"
+        return torch.compile(model, dynamic=False, mode="reduce-overhead" if on_gpu else None)
 
     def memory_format(self) -> torch.memory_format:
         """The memory order of four-dimensional tensors."""

@@ -17,6 +17,7 @@ from synflow_lib.errors import InputError, lookup
 from synflow_lib.pruning import SALIENCIES, SCHEDULES, SCOPES, check_compression, rho_max
 from synflow_lib.training import RECIPES
 
+SAME_NETWORK = {"wide_resnet18_published": "resnet18"}  # ERRATA 1: trained once, counted in both panels
 HOW = ("pruner", "iterations", "schedule", "scope", "train_mode", "invert", "shuffle")  # fields that say how to prune
 
 
@@ -72,11 +73,12 @@ class Run:
 
         Fields at their default (from `width` on) are left out, so a field that is added later keeps all old
         keys. At compression 1 nothing is pruned, so how is left out too: the dense network is trained once and
-        all pruners share its record.
+        all pruners share its record. Two names of the same network share theirs as well (`SAME_NETWORK`).
         """
         always = ("dataset", "model", "pruner", "log10_compression", "seed", "recipe")
         stated = {f.name: getattr(self, f.name) for f in fields(self)}
         stated = {f.name: stated[f.name] for f in fields(self) if f.name in always or stated[f.name] != f.default}
+        stated["model"] = SAME_NETWORK.get(self.model, self.model)
         if self.log10_compression == 0:
             stated = {name: value for name, value in stated.items() if name not in HOW}
         text = json.dumps(stated, sort_keys=True, separators=(",", ":"))

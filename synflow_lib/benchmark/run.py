@@ -1,24 +1,30 @@
 """One run, start to end: build, prune, train, record. A run whose record exists is not run again."""
 
+import math
+import os
 import time
 import traceback
 from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from synflow_lib import data, devices, models, paths, provenance
-from synflow_lib.benchmark import records
+from synflow_lib.benchmark import claims, records
+from synflow_lib.benchmark.claims import Elsewhere
 from synflow_lib.benchmark.grid import Run, default_iterations
 from synflow_lib.devices import Speed
-from synflow_lib.pruning import NEEDS_DATA, SALIENCIES, Masks, connected, prunable, prune
-from synflow_lib.training import History, recipe, train
+from synflow_lib.errors import InputError
+from synflow_lib.pruning import NEEDS_DATA, SALIENCIES, Compacted, Masks, compact, connected, prunable, prune
+from synflow_lib.training import Checkpoint, History, Recipe, Stopped, recipe, train
 
 Train = Callable[..., History]
+CHECKPOINT_SECONDS = 60.0  # what an interrupted training loses at most, and an epoch
+COMPACT_BELOW = 0.75  # share of the weights: a compact network that is hardly smaller gains nothing
 NEW_WEIGHTS = 1_000_000  # added to the seed for `reinitialise`, so that the new weights are not the old ones
 
 
@@ -26,59 +32,152 @@ def run(spec: Run, device: str | torch.device = "auto", speed: Speed | None = No
     """Return the record of `spec`: the existing one, else build, prune and train the network and write it.
 
     `threads` is the number of CPU threads: 1, because several runs beside each other use a machine better
-    than one run spread over it, and because the result depends on it in the last digits. What goes wrong on
-    the way is recorded as failed with its sentence, tried again next time, and raised. Raises InputError,
-    before any work, for a run, a device or a folder that cannot be used.
+    than one run spread over it, and because the result depends on it in the last digits. A training that was
+    interrupted goes on from its checkpoint, to the same bits. What goes wrong on the way is recorded as failed with its
+    sentence, tried again next time, and raised. Raises InputError, before any work, for a run, a device or a folder
+    that cannot be used, Elsewhere where another process is doing this run, and Stopped where `checkpoint.STOP` is set.
     """
     if (record := records.find(spec.validate())) is not None:
         return record
     device = devices.resolve(device)
     paths.require_writable(paths.records())
-    speed = speed or Speed.auto(device)
+    with claims.claim(spec.key) as ours:
+        if not ours:
+            raise Elsewhere(f"another process is doing {spec}")
+        # It may have been finished between the look and the claim.
+        return records.find(spec) or recorded(spec, device, speed or Speed.auto(device), threads)
+
+
+def recorded(spec: Run, device: torch.device, speed: Speed, threads: int) -> dict[str, Any]:
+    """Do the run and write its record, whatever comes of it; its checkpoints go when there is a result."""
     head = {**asdict(spec), "key": spec.key}
     try:
         with devices.threads(threads):
             results = execute(spec, device, speed)
+    except Stopped:
+        raise
     except Exception as error:
         failure = {"status": "failed", "error": f"{error}" or type(error).__name__, "traceback": traceback.format_exc()}
         records.write({**head, **failure, **circumstances(device, speed, threads)})
         raise
     record = {**head, **results, **circumstances(device, speed, threads)}
     records.write(record)
+    for file in claims.checkpoints(spec.key):
+        file.unlink(missing_ok=True)
     return record
 
 
 def execute(spec: Run, device: torch.device, speed: Speed) -> dict[str, Any]:
-    """Do the run and return its results, without looking at or writing any record."""
+    """Do the run, or the rest of it, and return its results; records are neither looked at nor written."""
     devices.forget_peak_memory(device)
     dataset = loaded(spec.dataset, device)
-    model = models.build(spec.model, spec.dataset, width=spec.width, seed=spec.seed).to(device)
     settings = recipe(spec.recipe, spec.dataset, spec.model)
-    training = partial(train, dataset=dataset, recipe=settings, seed=spec.seed, device=device, speed=speed)
+    model = models.build(spec.model, spec.dataset, width=spec.width, seed=spec.seed).to(device)
+    scales_early = settings.identity_scales and spec.cycles > 0
+    if scales_early:
+        models.add_identity_scales(model)
+    last = checkpoint(spec, settings, dataset, device, speed)
 
+    def training(network: nn.Module, masks: Masks, stage: str = "") -> History:
+        save = checkpoint(spec, settings, dataset, device, speed, stage) if stage else last
+        return train(network, dataset, settings, masks, seed=spec.seed, device=device, speed=speed, checkpoint=save)
+
+    if last.state is None:
+        last.extra, last.notes = prepared(spec, model, dataset, training)
+    masks = Masks(last.extra).to(device)
+    cycles = [History(**cycle) for cycle in last.notes["cycles"]]
+    joined = connected(model, masks, dataset.input_shape)
+    share = None
+    if cycles and cycles[-1].status == "diverged":
+        history = cycles[-1]
+    elif speed.skip_disconnected and not joined:
+        history = constant_answer(dataset, settings.epochs)
+    else:
+        small = compacted(spec, model, masks, dataset.input_shape) if speed.compact else None
+        network, kept, share = (small.model, small.masks, small.share) if small else (model, masks, None)
+        if settings.identity_scales and not scales_early:
+            models.add_identity_scales(network)
+        history = training(network, kept)
+    return {
+        **summary(history),
+        "curve": history.curve,
+        "cycle_results": [{"cycle": i, **summary(cycle)} for i, cycle in enumerate(cycles, 1)],
+        "compression": masks.compression,
+        "connected": joined,
+        "layers": masks.layers().to_dict("records"),
+        "savings": {"compact_share": share, "disconnected": bool(speed.skip_disconnected and not joined)},
+        "prune_seconds": last.notes["prune_seconds"],
+        **pace(history, settings, dataset),
+        "peak_memory": devices.peak_memory(device),
+        "settings": settings.settings(),
+        "dataset_fingerprint": dataset.fingerprint,
+        "dataset_official": dataset.official,
+    }
+
+
+def checkpoint(
+    spec: Run, settings: Recipe, dataset: "data.Dataset", device: torch.device, speed: Speed, stage: str = ""
+) -> Checkpoint:
+    """Where the last training of `spec` stands, or that of an earlier `stage`; only its like can go on from it."""
+    about = {**asdict(spec), "settings": settings.settings(), "dataset": dataset.fingerprint, "speed": asdict(speed)}
+    about |= {"threads": torch.get_num_threads(), "torch": torch.__version__}
+    about |= {"device": provenance.device_name(str(device))}
+    every = os.environ.get("SYNFLOW_CHECKPOINT_SECONDS", CHECKPOINT_SECONDS)
+    return Checkpoint(claims.checkpoint(spec.key, stage), about, float(every))
+
+
+def prepared(
+    spec: Run, model: nn.Module, dataset: "data.Dataset", training: Train
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Bring `model` to where its last training begins; return the masks, and notes of the cycles and the time."""
     started = time.perf_counter()
     masks, cycles = pruned_in_cycles(spec, model, dataset, training)
     if spec.shuffle:
         masks = masks.shuffled(spec.seed)
     if spec.reinitialise:
         models.reinitialise(model, spec.seed + NEW_WEIGHTS)
-    pruning_ended = time.perf_counter()
-    broken = bool(cycles) and cycles[-1].status == "diverged"
-    history = cycles[-1] if broken else training(model, masks=masks)
-    return {
-        **summary(history),
-        "curve": history.curve,
-        "cycle_results": [{"cycle": i, **summary(cycle)} for i, cycle in enumerate(cycles, 1)],
-        "compression": masks.compression,
-        "connected": connected(model, masks, dataset.input_shape),
-        "layers": masks.layers().to_dict("records"),
-        "prune_seconds": round(pruning_ended - started, 3),
-        "train_seconds": round(time.perf_counter() - pruning_ended, 3),
-        "peak_memory": devices.peak_memory(device),
-        "settings": settings.settings(),
-        "dataset_fingerprint": dataset.fingerprint,
-        "dataset_official": dataset.official,
-    }
+    seconds = round(time.perf_counter() - started, 3)
+    return dict(masks.items()), {"prune_seconds": seconds, "cycles": [asdict(cycle) for cycle in cycles]}
+
+
+def compacted(spec: Run, model: nn.Module, masks: Masks, input_shape: tuple[int, ...]) -> Compacted | None:
+    """The smaller network to train in place of the masked one, None where there is none or it would gain little.
+
+    After cycles the network is not the one that was built: where its betas have moved, constants may depend on rounding
+    (see `compact`), so it is trained as it is.
+    """
+    if spec.cycles or masks.density == 1:
+        return None
+    try:
+        small = compact(model, masks, input_shape)
+    except InputError:  # cut in two, or a network that `compact` does not follow: those are trained masked
+        return None
+    return small if small.share <= COMPACT_BELOW else None
+
+
+def constant_answer(dataset: "data.Dataset", epochs: int) -> History:
+    """What training makes of a network without a path from its input to its output.
+
+    It gives every image the same answer, so the best it can learn are the frequencies of the classes in the training
+    set: that loss and accuracy are exact, and nothing has to be trained.
+    """
+    train_labels, test_labels = dataset.train_labels.cpu(), dataset.test_labels.cpu()
+    share = torch.bincount(train_labels, minlength=dataset.classes).double() / len(train_labels)
+    losses = {"train_loss": -share[train_labels].log().mean(), "test_loss": -share[test_labels].log().mean()}
+    accuracy = 100 * (test_labels == share.argmax()).double().mean()
+    row = {name: float(loss) if loss.isfinite() else None for name, loss in losses.items()}
+    return History([{"epoch": epochs, **row, "test_accuracy": float(accuracy), "lr": 0.0, "seconds": 0.0}])
+
+
+def pace(history: History, settings: Recipe, dataset: "data.Dataset") -> dict[str, float | None]:
+    """Seconds of the last training, mean seconds of an epoch (its evaluation included), training images a second."""
+    first, last = history.curve[0], history.curve[-1]
+    seconds, epochs = last.get("seconds", 0.0), last["epoch"] - first["epoch"]
+    if not epochs:
+        return {"train_seconds": seconds, "epoch_seconds": None, "images_per_second": None}
+    epoch = (seconds - first["seconds"]) / epochs
+    images = min(len(dataset.train_labels), settings.batch_size * (settings.max_steps or math.inf))
+    return {"train_seconds": seconds, "epoch_seconds": round(epoch, 4), "images_per_second": round(images / epoch, 1)}
 
 
 @lru_cache(maxsize=2)
@@ -137,7 +236,7 @@ def pruned_in_cycles(
     masks = Masks({name: torch.ones_like(weight, dtype=torch.bool) for name, weight in prunable(model).items()})
     histories = []
     for cycle in range(1, spec.cycles + 1):
-        histories.append(training(model, masks=masks))
+        histories.append(training(model, masks, f"cycle{cycle}"))
         if histories[-1].status == "diverged":
             break
         masks = pruned(spec, model, dataset, spec.compression ** (cycle / spec.cycles), masks)

@@ -24,6 +24,28 @@ class BasicBlock(nn.Module):
         return torch.relu(self.bn2(self.conv2(y)) + self.shortcut(x))
 
 
+class ChannelScale(nn.Module):
+    """x * scale with one trained number per channel, 1 at first: the authors' identity shortcut (ERRATA 2)."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(channels, 1, 1))
+
+    def forward(self, x):
+        return x * self.scale
+
+
+def add_identity_scales(model: nn.Module) -> nn.Module:
+    """Give the identity shortcuts of `model`'s basic blocks a trained scale, in place; nothing where it has none.
+
+    The function stays the same until the scales are trained.
+    """
+    for block in model.modules():
+        if isinstance(block, BasicBlock) and isinstance(block.shortcut, nn.Identity):
+            block.shortcut = ChannelScale(block.conv2.out_channels).to(block.conv2.weight)
+    return model
+
+
 class ResNet(nn.Module):
     """3x3 stem, four stages of two basic blocks with strides 1 2 2 2, global average pool, linear classifier."""
 

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from synflow_lib import data, devices
 from synflow_lib.devices import Speed
 from synflow_lib.pruning.masks import apply_masks
+from synflow_lib.training.checkpoint import Checkpoint
 from synflow_lib.training.optim import mask_gradients, sgd
 from synflow_lib.training.recipes import Recipe
 
@@ -62,6 +63,7 @@ def train(
     device: str | torch.device = "auto",
     on_epoch: Callable[[int, nn.Module], Mapping | None] | None = None,
     speed: Speed | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> History:
     """Train `model` in place on `dataset` by `recipe`, evaluate it on the test images every epoch, return the
     History.
@@ -69,8 +71,10 @@ def train(
     With `masks`, pruned weights are set to zero first and stay exactly zero. The same `seed`, device and number of
     threads give the same result bit for bit; the caller's random state is left as it was. `on_epoch(epoch, model)`
     may return values that are added to that epoch's row (no gradients are recorded there). `speed` is
-    `Speed.auto(device)` unless given. A training loss that is not finite ends the run: status "diverged". Raises
-    InputError for masks of another model or a device that is absent.
+    `Speed.auto(device)` unless given. A training loss that is not finite ends the run: status "diverged". With a
+    `checkpoint` it goes on where an interrupted training of the same description stood, to the same bits as one that
+    was never interrupted. Raises InputError for masks of another model or a device that is absent, and Stopped when
+    `checkpoint.STOP` was set.
     """
     device = devices.resolve(device)
     speed = speed or Speed.auto(device)
@@ -80,6 +84,7 @@ def train(
         apply_masks(model, masks)
     optimiser, zero_pruned = sgd(model, recipe, speed), mask_gradients(model, masks)
     steps = min(math.ceil(len(dataset.train_labels) / recipe.batch_size), recipe.max_steps or math.inf)
+    forward = speed.compiled(model)
     history, started = History(), time.perf_counter()
 
     @torch.no_grad()
@@ -89,8 +94,13 @@ def train(
         history.curve.append({**row, "seconds": round(time.perf_counter() - started, 3), **(extra or {})})
 
     with devices.seeded(seed, device) as generator:
-        evaluated(0, None, 0.0)
-        for epoch in range(1, recipe.epochs + 1):
+        if checkpoint is not None and checkpoint.state is not None:
+            history = History(**checkpoint.state["history"])
+            started -= checkpoint.state["seconds"]
+            checkpoint.restore(model, optimiser, generator)
+        else:
+            evaluated(0, None, 0.0)
+        for epoch in range(len(history.curve), recipe.epochs + 1 if history.status == "done" else 0):
             model.train()
             total, seen = torch.zeros((), device=device), 0
             batches = data.train_batches(dataset, recipe.batch_size, generator, recipe.augment)
@@ -100,7 +110,7 @@ def train(
                     group["lr"] = lr
                 optimiser.zero_grad(set_to_none=True)
                 loss = F.cross_entropy(
-                    logits(model, images, speed, dtype), labels, label_smoothing=recipe.label_smoothing
+                    logits(forward, images, speed, dtype), labels, label_smoothing=recipe.label_smoothing
                 )
                 loss.backward()
                 zero_pruned()
@@ -113,11 +123,15 @@ def train(
             evaluated(epoch, mean if math.isfinite(mean) else None, lr)
             if not math.isfinite(mean):
                 history.diverged_epoch = epoch
+            if checkpoint is not None:
+                noted = {"history": asdict(history), "seconds": time.perf_counter() - started}
+                checkpoint.after_epoch(model, optimiser, generator, noted)
+            if history.status == "diverged":
                 break
     return history
 
 
-def logits(model: nn.Module, images: Tensor, speed: Speed, dtype: torch.dtype) -> Tensor:
+def logits(model: Callable[[Tensor], Tensor], images: Tensor, speed: Speed, dtype: torch.dtype) -> Tensor:
     """The model's output [B, classes] for normalised images [B, C, H, W], in the model's own `dtype`."""
     with speed.autocast(images.device, dtype):
         return model(images.to(dtype, memory_format=speed.memory_format())).to(dtype)

@@ -1,0 +1,86 @@
+"""Who does which run and where it stands: locks and checkpoints, in folders beside the records.
+
+A lock file per run keeps two drivers on one records folder from doing the same run twice.
+
+The operating system holds the lock and frees it when its process ends, however it ends, so nobody has to decide
+whether a claim is stale. Computers that share the folder need a file system with locks (NFS version 4, Lustre with
+flock, and the like).
+"""
+
+import contextlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from synflow_lib import paths
+from synflow_lib.errors import InputError
+
+
+class Elsewhere(Exception):
+    """Another process is doing this run."""
+
+
+def path(key: str) -> Path:
+    """The lock file of the run with this key."""
+    return paths.records() / "claims" / f"{key}.lock"
+
+
+def checkpoint(key: str, stage: str = "") -> Path:
+    """Where the run of this key keeps the checkpoint of its last training, or of an earlier `stage` ("cycle1")."""
+    return paths.records() / "checkpoints" / f"{key}{stage and '.'}{stage}.safetensors"
+
+
+def checkpoints(key: str) -> list[Path]:
+    """The checkpoints that there are of the run of this key: one that is not running was interrupted."""
+    return sorted((paths.records() / "checkpoints").glob(f"{key}*.safetensors"))
+
+
+@contextmanager
+def claim(key: str) -> Iterator[bool]:
+    """Give True, and keep the run of this key to this process for the block; give False where another has it.
+
+    Look at the record again after claiming: the other process may have just finished. The lock file is removed when the
+    block ends with a record in place, for nobody needs it any more. Raises InputError where locks cannot be made.
+    """
+    lock = _lock(key)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        if (paths.records() / f"{key}.json").exists():
+            with contextlib.suppress(PermissionError):  # Windows keeps a file that is open
+                path(key).unlink(missing_ok=True)
+        lock.release()
+
+
+def held(key: str) -> bool:
+    """Whether some process is doing the run of this key now."""
+    if not path(key).exists():
+        return False
+    lock = _lock(key)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return True
+    lock.release()
+    return False
+
+
+def running() -> set[str]:
+    """The keys of all runs that some process is doing now."""
+    return {file.stem for file in (paths.records() / "claims").glob("*.lock") if held(file.stem)}
+
+
+def _lock(key: str) -> FileLock:
+    """A lock that no other one in this process shares, so that two threads exclude each other too."""
+    try:
+        path(key).parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make {paths.shown(path(key).parent)}: {error.strerror or error}") from error
+    return FileLock(path(key), is_singleton=False)
