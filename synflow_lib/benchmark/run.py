@@ -84,7 +84,7 @@ def execute(spec: Run, device: torch.device, speed: Speed) -> dict[str, Any]:
 
     if last.state is None:
         last.extra, last.notes = prepared(spec, model, dataset, training)
-    masks = Masks(last.extra).to(device)
+    masks = Masks({name: last.extra[name] for name in prunable(model)}).to(device)  # a file knows no order
     cycles = [History(**cycle) for cycle in last.notes["cycles"]]
     joined = connected(model, masks, dataset.input_shape)
     share = None

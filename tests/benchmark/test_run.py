@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from synflow_lib import data, models, paths
-from synflow_lib.benchmark import records, run
+from synflow_lib.benchmark import Run, claims, records, run
 from synflow_lib.benchmark.run import NEW_WEIGHTS, execute, loaded, pruned, surviving
 from synflow_lib.devices import Speed
 from synflow_lib.errors import InputError
 from synflow_lib.pruning import SALIENCIES, Masks, apply_masks
-from synflow_lib.training import History, recipe
+from synflow_lib.training import History, Stopped, checkpoint, recipe
 
 CPU = torch.device("cpu")
 module = sys.modules["synflow_lib.benchmark.run"]
@@ -206,3 +206,111 @@ def test_surviving_only_lowers_the_scores_of_what_is_gone():
     for name, score in scores.items():
         assert torch.equal(score[among[name]], plain[name][among[name]])
         assert (score[~among[name]] < 0).all()
+
+
+VGG = Run("digits", "vgg11", "synflow", 2.0, recipe="smoke", width=0.25)
+
+
+def test_the_compact_network_trains_to_the_same_accuracy_as_the_masked_one(monkeypatch):
+    """Up to rounding: in float64 the test losses agree to ten digits."""
+    original = models.build
+    monkeypatch.setattr(module.models, "build", lambda *a, **k: original(*a, **k).double())
+    monkeypatch.setattr(module, "recipe", lambda *_: replace(recipe("smoke", "digits", "vgg11"), max_steps=6))
+    small, full = (execute(VGG, CPU, Speed(compact=compact)) for compact in (True, False))
+    assert small["savings"]["compact_share"] < 0.1 and full["savings"]["compact_share"] is None
+    assert small["layers"] == full["layers"] and small["compression"] == full["compression"]
+    for ours, theirs in zip(small["curve"], full["curve"], strict=True):
+        assert ours["test_loss"] == pytest.approx(theirs["test_loss"], rel=1e-10)
+        assert ours["test_accuracy"] == theirs["test_accuracy"]
+
+
+@pytest.mark.parametrize(
+    "whole",
+    [{"cycles": 1}, {"log10_compression": 0.0}, {"pruner": "random", "log10_compression": 0.25}],
+    ids=["cycles", "dense", "random"],
+)
+def test_what_would_not_be_smaller_or_not_the_same_is_trained_masked(whole):
+    model = models.build("vgg11", "digits", width=0.25)
+    spec = replace(VGG, **whole)
+    masks = pruned(replace(spec, cycles=0), model, data.load("digits"))
+    assert module.compacted(spec, model, masks, (3, 32, 32)) is None
+
+
+def test_a_network_cut_in_two_is_not_trained(monkeypatch):
+    spec = replace(VGG, pruner="random", log10_compression=3.5)
+    monkeypatch.setattr(module, "train", lambda *_, **__: pytest.fail("trained"))
+    record = execute(spec, CPU, Speed(skip_disconnected=True))
+    assert record["connected"] is False and record["savings"]["disconnected"] is True
+    assert record["status"] == "done" and record["epoch_seconds"] is None
+    digits = data.load("digits")
+    most = int(digits.train_labels.bincount().argmax())
+    assert record["accuracy_last"] == pytest.approx(100 * float((digits.test_labels == most).float().mean()))
+
+
+def test_the_constant_answer_is_what_training_approaches():
+    """The same run trained all the same: whatever it learns, it gets no better than the frequencies of the classes."""
+    spec = replace(VGG, pruner="random", log10_compression=3.5)
+    trained, answer = execute(spec, CPU, Speed()), execute(spec, CPU, Speed(skip_disconnected=True))
+    assert trained["savings"]["disconnected"] is False and len(trained["curve"]) == 3
+    assert answer["curve"][-1]["train_loss"] <= trained["curve"][-1]["train_loss"]
+    assert answer["curve"][-1]["test_loss"] == pytest.approx(trained["curve"][-1]["test_loss"], rel=0.01)
+    shares = data.load("digits").test_labels.bincount() / len(data.load("digits").test_labels)
+    assert any(trained["accuracy_last"] == pytest.approx(100 * float(share)) for share in shares)
+
+
+@pytest.mark.parametrize("cycles", [0, 2])
+def test_an_interrupted_run_goes_on_to_the_same_bits(cycles, quick, monkeypatch):
+    spec = replace(quick, pruner="snip", cycles=cycles)
+
+    def result(record: dict) -> dict:
+        curve = [{k: v for k, v in row.items() if k != "seconds"} for row in record["curve"]]
+        return {"curve": curve, **{name: record[name] for name in ("layers", "cycle_results", "compression")}}
+
+    uninterrupted = result(execute(spec, CPU, Speed.auto(CPU)))
+    checkpoint.STOP.set()
+    try:
+        for _ in range(2 * (cycles + 1)):  # two epochs in each training
+            with pytest.raises(Stopped):
+                run(spec, device="cpu")
+            assert records.read(spec.key) is None and claims.checkpoints(spec.key)
+            if not cycles:  # the masks are in the file, so pruning is not repeated
+                monkeypatch.setattr(module, "pruned", lambda *_: pytest.fail("pruned again"))
+        assert len(claims.checkpoints(spec.key)) == cycles + 1
+    finally:
+        checkpoint.STOP.clear()
+    assert result(run(spec, device="cpu")) == uninterrupted
+    assert claims.checkpoints(spec.key) == []
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"iterations": 3}])
+def test_the_checkpoint_of_another_run_is_not_used(change, quick):
+    speed = Speed.auto(CPU)
+    settings, digits = recipe("smoke", "digits", "mlp"), data.load("digits")
+    file = claims.checkpoint(quick.key)
+    checkpoint.STOP.set()
+    try:
+        with pytest.raises(Stopped):
+            run(quick, device="cpu")
+    finally:
+        checkpoint.STOP.clear()
+    assert module.checkpoint(quick, settings, digits, CPU, speed).state is not None
+    other = replace(quick, **change)
+    file.rename(claims.checkpoint(other.key))
+    assert module.checkpoint(other, settings, digits, CPU, speed).state is None
+    assert module.checkpoint(other, settings, digits, CPU, Speed()).state is None
+
+
+def test_published_trains_the_shortcuts_of_a_resnet(monkeypatch):
+    spec = Run("digits", "resnet18", "magnitude", 1.0, recipe="published", width=0.1)
+    seen = []
+    original = module.train
+
+    def train(network, dataset, settings, masks, **options):
+        seen.append(sorted(name for name in network.state_dict() if name.endswith("scale")))
+        return original(network, dataset, replace(settings, epochs=1, max_steps=2), masks, **options)
+
+    monkeypatch.setattr(module, "train", train)
+    record = execute(spec, CPU, Speed.auto(CPU))
+    assert len(seen[0]) == 5 and record["settings"]["identity_scales"] is True
+    execute(replace(spec, recipe="described"), CPU, Speed.auto(CPU))
+    assert seen[1] == []

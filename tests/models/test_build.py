@@ -129,3 +129,18 @@ def test_reinitialise_refuses_parameters_that_it_cannot_draw():
 def test_a_network_that_cannot_be_built_gives_one_sentence(arguments, sentence):
     with pytest.raises(InputError, match=sentence):
         models.build(*arguments)
+
+
+def test_identity_scales_change_nothing_until_they_are_trained():
+    model = models.build("resnet18", width=0.1).eval()
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    before, names = model(images), set(model.state_dict())
+    assert models.add_identity_scales(model) is model
+    scales = set(model.state_dict()) - names
+    # The first block of stages 2 to 4 has a convolution as its shortcut; the other five blocks have the identity.
+    assert scales == {f"blocks.{block}.shortcut.scale" for block in (0, 1, 3, 5, 7)}
+    assert torch.equal(model(images), before)
+    assert not scales & set(prunable(model))
+    chain = models.build("vgg11", width=0.1)
+    names = set(chain.state_dict())
+    assert set(models.add_identity_scales(chain).state_dict()) == names

@@ -5,7 +5,7 @@ import pytest
 
 from synflow_lib.data import DATASETS
 from synflow_lib.errors import InputError
-from synflow_lib.models import MODELS
+from synflow_lib.models import MODELS, add_identity_scales, build
 from synflow_lib.training import RECIPES, Recipe, recipe
 
 # Tanaka et al. 2020, appendix: epochs, learning rate, drops, factor, weight decay.
@@ -72,3 +72,40 @@ def test_impossible_values_are_refused(wrong):
     values = {"name": "mine", "epochs": 10, "batch_size": 64, "lr": 0.1, "weight_decay": 0.0, "source": "test"}
     with pytest.raises(InputError):
         Recipe(**{**values, **wrong})
+
+
+# ERRATA 2: how often one step of the authors' code updated a tensor.
+UPDATES = {
+    ("cifar100", "vgg16"): {"features.0.weight": 4, "features.1.bias": 4, "classifier.0.weight": 2},
+    ("cifar10", "resnet18"): {
+        **{"conv1.weight": 3, "bn1.weight": 3, "blocks.0.conv1.weight": 5, "blocks.2.shortcut.0.weight": 5},
+        **{"blocks.0.shortcut.scale": 3, "classifier.bias": 2},
+    },
+    ("tiny-imagenet", "vgg11"): {"features.0.weight": 3, "classifier.6.weight": 3},
+}
+
+
+@pytest.mark.parametrize(("dataset", "model"), list(UPDATES))
+def test_published_is_described_with_repeated_updates(dataset, model):
+    found, plain = recipe("published", dataset, model), recipe("described", dataset, model)
+    network = add_identity_scales(build(model, dataset, width=0.1)) if found.identity_scales else build(model, dataset)
+    names = [name for name, _ in network.named_parameters()]
+    for name, number in UPDATES[dataset, model].items():
+        assert name in names and found.updates_of(name) == number
+    assert found.identity_scales == ("resnet" in model) and plain.updates_of("classifier.0.weight") == 1
+    extra = {"name", "updates", "identity_scales"}
+    ours, theirs = ({k: v for k, v in r.settings().items() if k not in extra} for r in (found, plain))
+    assert ours == theirs
+
+
+def test_the_optimiser_that_the_authors_saved_had_132_entries_of_34_tensors():
+    published = recipe("published", "cifar10", "vgg11")
+    updates = [published.updates_of(name) for name, _ in build("vgg11", "cifar10", width=0.1).named_parameters()]
+    assert len(updates) == 34 and sum(updates) == 132
+
+
+def test_settings_that_came_later_are_left_out_where_they_are_not_used():
+    """Records made before must still be found."""
+    assert not {"updates", "identity_scales"} & set(recipe("described", "cifar10", "resnet18").settings())
+    settings = recipe("published", "cifar10", "resnet18").settings()
+    assert settings["updates"][0] == ["*.scale", 3] and settings["identity_scales"] is True

@@ -1,0 +1,73 @@
+"""One process at a time does a run, whatever becomes of the others."""
+
+import subprocess
+import sys
+
+import pytest
+
+from synflow_lib import paths
+from synflow_lib.benchmark import claims, records, run
+from synflow_lib.benchmark.claims import Elsewhere
+from synflow_lib.errors import InputError
+
+HOLD = """
+import sys
+from synflow_lib.benchmark import claims
+with claims.claim(sys.argv[1]) as ours:
+    print(ours, flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def other(quick):
+    """Another process, which holds the run `quick`."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, quick.key], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "True\n"
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def test_a_claim_is_exclusive_until_the_other_process_is_killed(other, quick):
+    with claims.claim(quick.key) as ours:
+        assert not ours
+    assert claims.held(quick.key) and claims.running() == {quick.key}
+    other.kill()  # as kill -9 does: it cannot tidy up
+    other.wait()
+    assert not claims.held(quick.key) and claims.running() == set()
+    with claims.claim(quick.key) as ours:
+        assert ours
+
+
+def test_two_claims_in_one_process_exclude_each_other(quick):
+    with claims.claim(quick.key) as first, claims.claim(quick.key) as second:
+        assert first and not second and claims.held(quick.key)
+    assert not claims.held(quick.key)
+
+
+def test_a_run_that_another_process_does_is_left_to_it(other, quick):
+    with pytest.raises(Elsewhere, match="another process is doing"):
+        run(quick, device="cpu")
+    assert records.read(quick.key) is None
+
+
+def test_a_run_that_was_finished_before_the_claim_is_not_done_again(quick, monkeypatch):
+    done = run(quick, device="cpu")
+    looks = iter([None, done])
+    monkeypatch.setattr(records, "find", lambda _: next(looks))
+    assert run(quick, device="cpu") is done
+
+
+def test_the_lock_file_of_a_recorded_run_is_removed(quick):
+    run(quick, device="cpu")
+    assert list((paths.records() / "claims").iterdir()) == []
+
+
+def test_a_folder_that_cannot_have_locks_is_named(quick):
+    paths.records().mkdir(parents=True)
+    (paths.records() / "claims").write_text("a file")
+    with pytest.raises(InputError, match=r"cannot make .*claims"), claims.claim(quick.key):
+        pass
