@@ -91,3 +91,10 @@ def test_peak_memory_sees_a_large_tensor():
     """
     answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert int(answer.stdout) >= 32 * 2**20
+
+
+def test_compiling_is_asked_for():
+    model = torch.nn.Linear(2, 3)
+    assert Speed().compiled(model) is model
+    compiled = Speed(compile=True).compiled(model)
+    assert compiled is not model and list(compiled.parameters()) == list(model.parameters())

@@ -1,4 +1,5 @@
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -160,3 +161,17 @@ def test_bad_input_is_refused_before_anything_changes(toy_data):
     with pytest.raises(InputError, match="unknown device"):
         train(model, toy_data, RECIPE, device="tpu")
     assert all(torch.equal(a, b) for a, b in zip(before, weights(model), strict=True))
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+def test_compiling_changes_nothing_but_rounding(toy_data):
+    recipe = replace(RECIPE, epochs=1, warm_up=0.0, max_steps=2)
+    plain, compiled = mlp(), mlp()
+    curves = [
+        train(model, toy_data, recipe, device="cpu", speed=Speed(compile=fast)).curve
+        for model, fast in ((plain, False), (compiled, True))
+    ]
+    assert not torch.equal(plain.get_parameter("1.weight"), mlp().get_parameter("1.weight"))
+    for ours, theirs in zip(weights(plain), weights(compiled), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+    assert curves[0][-1]["test_loss"] == pytest.approx(curves[1][-1]["test_loss"], rel=1e-6)
