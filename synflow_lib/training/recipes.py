@@ -102,8 +102,11 @@ def published(dataset: str, model: str) -> Recipe:
     The authors' optimiser listed every parameter once for each module around it, and updated it that often
     (`optim.RepeatedSGD`): CIFAR VGG convolutions and BatchNorm 4 times, classifier 2; ResNet-18 blocks 5, stem 3,
     classifier 2, and its identity shortcuts had a trained scale per channel, 3; Tiny ImageNet VGG 3. Read from their
-    code of 2020-07 and from an optimiser that they saved (132 entries, 34 different). For networks and data that
-    they did not train, the row of the CIFAR VGG.
+    code as it was when the numbers were made (mended on 2020-09-25) and from an optimiser that they saved (132
+    entries, 34 different). For networks and data that they did not train, the row of the CIFAR VGG.
+
+    The first epoch of VGG-16 on CIFAR-100, which tells the recipes apart, is in data/results/first_epochs.csv; made by
+        python benchmarks/first_epochs.py --recipes published described
     """
     if "resnet" in model:
         updates = (("*.scale", 3), ("blocks.*", 5), ("classifier.*", 2), ("*", 3))
