@@ -1,19 +1,17 @@
-"""The command `synflow`: reproduce, bench, status, data, prune.
+"""The command `synflow`: reproduce, bench, status, results, data, prune.
 
 A user's mistake is one line on standard error and exit status 2, a warning one line too; anything else that goes wrong
 is a bug and keeps its traceback. The library is imported when a command needs it, so that `synflow --help` answers at
-once. What `prune` does is in `cli_prune` and `cli_network`: it would be more than half of this file.
+once. What is about the benchmark is in `cli_bench`, what `prune` does in `cli_prune` and `cli_network`.
 """
 
 import argparse
-import contextlib
-import math
-import os
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
+from synflow_lib import cli_bench
 from synflow_lib.errors import InputError
 
 
@@ -41,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
     """The commands and their options."""
     top = argparse.ArgumentParser(prog="synflow", description="SynFlow (Tanaka et al. 2020), checked by running it.")
     commands = top.add_subparsers(required=True, metavar="command")
-    for define in (define_reproduce, define_bench, define_status, define_data, define_prune):
+    for define in (define_reproduce, define_bench, define_status, define_results, define_data, define_prune):
         define(commands)
     return top
 
@@ -62,55 +60,44 @@ def command(commands, name: str, function, summary: str, example: str) -> argpar
 def define_reproduce(commands) -> None:
     sub = command(
         *(commands, "reproduce", reproduce, "execute the chapters and index them for reading"),
-        "synflow reproduce --only 03 06",
+        "synflow reproduce --only 07 --panels all --recipe fast",
     )
     sub.add_argument("--only", nargs="+", metavar="NN", help="chapters by their number (default: all)")
     sub.add_argument("--force", action="store_true", help="execute again what is up to date")
     sub.add_argument("--out", type=Path, metavar="DIR", help="where the executed chapters go")
     sub.add_argument(
-        "--panels",
+        *("--panels",),
+        nargs="+",
         metavar="WHICH",
-        help="chapter 07 for each panel of figure 6: all, or a data set, a model or a pair such as cifar10_vgg16",
+        help=f"chapter 07 for {cli_bench.PANELS_HELP}, at the published compressions and seeds, in place of chapter 07 "
+        "as it stands and of all others that --only does not name; each is kept as a notebook and a page",
     )
     sub.add_argument("--recipe", help="how networks are trained, in the chapters that train")
 
 
 def define_bench(commands) -> None:
     sub = command(
-        *(commands, "bench", bench, "prune and train networks; a run whose record exists is not run again"),
+        *(commands, "bench", cli_bench.bench, "prune and train networks; a run whose record exists is not run again"),
         "synflow bench --dataset cifar10 --model vgg11 --width 0.25 --pruner synflow snip --compression 10 100 "
         "--recipe smoke",
     )
-    several = {"nargs": "+"}
-    sub.add_argument("--dataset", **several, default=["digits"])
-    sub.add_argument("--model", **several, default=["vgg11"])
-    sub.add_argument("--pruner", **several, default=["synflow"])
-    sub.add_argument("--compression", **several, type=float, default=[10.0], help="weights before / after")
-    sub.add_argument("--seed", **several, type=int, default=[0])
-    sub.add_argument("--recipe", **several, default=["fast"])
-    sub.add_argument("--width", type=float, default=1.0, help="factor on the channels of every layer")
-    sub.add_argument("--iterations", type=int, help="scoring rounds (default: the method's own)")
-    sub.add_argument("--schedule", default="exponential", help="exponential or linear")
-    sub.add_argument("--scope", default="global", help="rank all weights together (global) or each layer's (layer)")
-    sub.add_argument("--train-mode", action="store_true", help="score with BatchNorm's batch statistics")
-    sub.add_argument("--invert", action="store_true", help="keep the lowest scores")
-    sub.add_argument("--shuffle", action="store_true", help="permute each layer's mask")
-    sub.add_argument("--reinitialise", action="store_true", help="draw new weights after pruning")
-    sub.add_argument("--cycles", type=int, default=0, help="train and prune so often before the final training")
-    sub.add_argument("--no-rewind", action="store_true", help="do not put weights back between cycles")
-    sub.add_argument("--engine", default="processes", help="processes or serial")
-    sub.add_argument("--workers", type=int, help="how many processes (default: one a core, or one a GPU)")
-    sub.add_argument("--threads", type=int, default=1, help="CPU threads of each (default: 1)")
-    sub.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps")
-    sub.add_argument("--records", type=Path, metavar="DIR", help="folder of the records (default: data/records)")
+    cli_bench.define_bench(sub)
 
 
 def define_status(commands) -> None:
     sub = command(
-        *(commands, "status", status, "count the recorded runs of each panel"),
-        "synflow status --records data/records",
+        *(commands, "status", cli_bench.status, "show which runs of each panel are done, running, missing or failed"),
+        "synflow status --panels cifar10 --recipe fast",
     )
-    sub.add_argument("--records", type=Path, metavar="DIR", help="folder of the records (default: data/records)")
+    cli_bench.define_status(sub)
+
+
+def define_results(commands) -> None:
+    sub = command(
+        *(commands, "results", cli_bench.results, "write finished runs as a small CSV file, one row each"),
+        "synflow results --dataset cifar10 --model vgg11 --recipe fast --out data/results/cifar10_vgg11_fast.csv",
+    )
+    cli_bench.define_results(sub)
 
 
 def define_data(commands) -> None:
@@ -182,61 +169,6 @@ def reproduce(arguments: argparse.Namespace) -> int:
 
     options = {name: getattr(arguments, name) for name in ("only", "out", "force", "panels", "recipe")}
     return reproduce(**options)
-
-
-def bench(arguments: argparse.Namespace) -> int:
-    """Do the runs and print a table; 1 where one failed."""
-    from synflow_lib import benchmark, paths
-
-    if not all(0 < compression < math.inf for compression in arguments.compression):
-        raise InputError(f"--compression is a ratio of at least 1, not {min(arguments.compression):g}")
-    options = ("width", "iterations", "schedule", "scope", "train_mode", "invert", "shuffle", "reinitialise", "cycles")
-    runs = benchmark.grid(
-        *(arguments.dataset, arguments.model, arguments.pruner, map(math.log10, arguments.compression)),
-        *(arguments.seed, arguments.recipe),
-        **{name: getattr(arguments, name) for name in options},
-        rewind=not arguments.no_rewind,
-    )
-    with records_in(arguments.records):
-        table = benchmark.run_all(
-            *(runs, arguments.engine, arguments.workers, arguments.device), threads=arguments.threads
-        )
-        columns = ["dataset", "model", "pruner", "compression", "seed", "recipe", "status", "accuracy_last"]
-        shown = table[[*columns, "accuracy_best", "connected", "key"]]
-        print(shown.to_string(index=False, float_format="{:.2f}".format))
-        print(f"records in {paths.shown(paths.records())}")
-        for run in table.loc[table["status"] == "failed"].itertuples():
-            print(f"{run.key} failed: {run.error}", file=sys.stderr)
-    return int((table["status"] == "failed").any())
-
-
-@contextlib.contextmanager
-def records_in(folder: Path | None) -> Iterator[None]:
-    """Keep the records in `folder` for the block, in this process and the workers it starts."""
-    before = os.environ.get("SYNFLOW_RECORDS")
-    if folder is not None:
-        os.environ["SYNFLOW_RECORDS"] = str(folder)
-    try:
-        yield
-    finally:
-        if folder is not None:
-            os.environ.pop("SYNFLOW_RECORDS")
-            os.environ.update({} if before is None else {"SYNFLOW_RECORDS": before})
-
-
-def status(arguments: argparse.Namespace) -> int:
-    """Print how many runs of each panel are recorded, and what of the published grid is missing."""
-    from synflow_lib import paths
-    from synflow_lib.benchmark import records
-
-    with records_in(arguments.records):
-        if arguments.records is not None and not arguments.records.is_dir():
-            raise InputError(f"there is no folder {paths.shown(arguments.records)}")
-        panels = records.panels()
-        print(panels.to_string(index=False) if len(panels) else "no runs are recorded")
-        damaged = sorted(paths.records().glob("*.damaged"))
-        print(f"records in {paths.shown(paths.records())}" + (f", {len(damaged)} damaged set aside" if damaged else ""))
-    return 0
 
 
 def data(arguments: argparse.Namespace) -> int:

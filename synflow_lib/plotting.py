@@ -3,6 +3,7 @@
 Every pruner keeps its colour, its marker and its place in the legend from the first chapter to the last.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
@@ -81,7 +82,8 @@ def pruner_legend(figure: Figure, pruners: Sequence[str], extra: Mapping[str, di
         for p in sorted(pruners, key=_order)
     ]
     lines += [plt.Line2D([], [], label=label, **style) for label, style in (extra or {}).items()]
-    figure.legend(handles=lines, loc="outside lower center", ncols=min(len(lines), 7))
+    rows = math.ceil(len(lines) / min(7, int(figure.get_figwidth())))  # an entry is about an inch wide
+    figure.legend(handles=lines, loc="outside lower center", ncols=math.ceil(len(lines) / rows))
 
 
 def _order(pruner: str) -> int:
@@ -227,12 +229,14 @@ def panel_title(dataset: str, model: str, width: float = 1.0) -> str:
     return f"{MODEL_NAMES.get(model, model)} on {DATASET_NAMES.get(dataset, dataset)}{share}"
 
 
-def accuracy_panel(table: pd.DataFrame, band: pd.DataFrame | None = None, title: str = "") -> Figure:
-    """One panel of the paper's figure 6; see `accuracy` for the tables."""
+def accuracy_panel(
+    table: pd.DataFrame, band: pd.DataFrame | None = None, title: str = "", band_label: str = "authors, 3 runs"
+) -> Figure:
+    """One panel of the paper's figure 6; see `accuracy` for the tables. `band_label` says what the band is."""
     figure, grid = axes(width=5.2, height=3.4)
     accuracy(grid[0, 0], table, band)
     grid[0, 0].set_title(title)
-    extra = {"authors, 3 runs": {"color": "black", "alpha": 0.3, "linewidth": 5}} if band is not None else None
+    extra = {band_label: {"color": "black", "alpha": 0.3, "linewidth": 5}} if band is not None else None
     pruners = set(table["pruner"]) | (set(band["pruner"]) if band is not None else set())
     pruner_legend(figure, sorted(pruners), extra)
     return figure
@@ -241,7 +245,10 @@ def accuracy_panel(table: pd.DataFrame, band: pd.DataFrame | None = None, title:
 def accuracy_grid(
     bands: Mapping[tuple[str, str], pd.DataFrame], tables: Mapping[tuple[str, str], pd.DataFrame]
 ) -> Figure:
-    """The paper's figure 6: one panel per (data set, model), data sets in rows; ours over the bands."""
+    """The paper's figure 6: one panel per (data set, model), data sets in rows; ours over the bands.
+
+    A panel that `tables` has not says so: "authors only".
+    """
     datasets = list(dict.fromkeys(dataset for dataset, _ in bands))
     models = list(dict.fromkeys(model for _, model in bands))
     figure, grid = axes(columns=len(models), rows=len(datasets), width=2.5, height=2.1, sharex=True, sharey="row")
@@ -250,10 +257,37 @@ def accuracy_grid(
         axis = grid[datasets.index(dataset), models.index(model)]
         accuracy(axis, tables.get((dataset, model), empty), band)
         axis.set_title(f"{DATASET_NAMES[dataset]}, {MODEL_NAMES[model]}", fontsize=9)
+        if (dataset, model) not in tables:
+            axis.text(0.04, 0.14, "authors only", transform=axis.transAxes, fontsize=8, color="#606060")
         axis.label_outer()
     extra = {"range of the authors' 3 runs": {"color": "black", "alpha": 0.3, "linewidth": 5}}
+    extra |= {"ours": {"color": "black", "marker": "o"}} if tables else {}
     lines_only = {NAMES[p]: {"color": COLOURS[p]} for p in PRUNERS}
     pruner_legend(figure, [], lines_only | extra)
+    return figure
+
+
+def first_epochs(ours: pd.DataFrame, authors: pd.DataFrame) -> Figure:
+    """Training loss and test accuracy of the first epochs: our recipes as lines, the range of the authors' runs grey.
+
+    `ours` has recipe, seed, epoch, train_loss, test_accuracy; `authors` has epoch, train_loss, top1_accuracy, a row
+    per run and epoch.
+    """
+    figure, grid = axes(columns=2, width=3.4, height=2.8)
+    names = {"train_loss": "training loss", "test_accuracy": "top-1 accuracy (%)"}
+    columns = {"train_loss": "train_loss", "test_accuracy": "top1_accuracy"}
+    colours = dict(zip(ours["recipe"].unique(), sns.color_palette("colorblind"), strict=False))
+    authors = authors[authors["epoch"].between(1, ours["epoch"].max())]
+    for axis, (name, label) in zip(grid[0], names.items(), strict=True):
+        band = authors.groupby("epoch")[columns[name]].agg(["min", "max"])
+        # A band over a single epoch would have no width: bars reach half an epoch to both sides.
+        axis.bar(band.index, band["max"] - band["min"], bottom=band["min"], width=0.7, color="#c8c8c8", zorder=0)
+        for (recipe, _), part in ours[ours["epoch"] > 0].groupby(["recipe", "seed"]):
+            axis.plot(part["epoch"], part[name], marker=".", color=colours[recipe])
+        axis.use_sticky_edges = False  # else the axis would end where the bars do
+        axis.set(xlabel="epoch", ylabel=label, xticks=band.index, xlim=(0.4, band.index.max() + 0.6))
+    extra = {recipe: {"color": colour, "marker": "."} for recipe, colour in colours.items()}
+    pruner_legend(figure, [], extra | {"range of the authors' runs": {"color": "#c8c8c8", "linewidth": 5}})
     return figure
 
 

@@ -6,7 +6,6 @@ What came out is written down after each chapter, so an interrupted call loses o
 
 import contextlib
 import hashlib
-import itertools
 import json
 import sys
 import threading
@@ -20,14 +19,12 @@ from tqdm import tqdm
 
 from synflow_lib import notebook, parameters, paths, provenance
 from synflow_lib.errors import InputError, lookup
+from synflow_lib.panels import chosen
 
 CELL_LIMIT = 1800.0  # seconds; a default chapter takes one or two minutes in all
 PANEL_CHAPTER = "07"
-PANELS = list(
-    itertools.product(
-        ("cifar10", "cifar100", "tiny-imagenet"), ("vgg11", "vgg16", "resnet18", "wide_resnet18_published")
-    )
-)  # figure 6 of the paper
+# What the authors ran of each panel: 13 compressions from 1 to 1,000, three seeds.
+PUBLISHED_AXES = {"log10_compressions": [quarter / 4 for quarter in range(13)], "seeds": [0, 1, 2]}
 
 
 @dataclass(frozen=True)
@@ -57,15 +54,17 @@ def reproduce(
     only: Sequence[str] | None = None,
     out: Path | None = None,
     force: bool = False,
-    panels: bool | str | None = None,
+    panels: bool | str | Sequence[str] | None = None,
     recipe: str | None = None,
 ) -> int:
     """Run the chapters and write their pages and an index to `out` (build/quick); return the exit status.
 
     `only` names chapters ("03", "3", "03_network_wise"). `panels` runs chapter 07 once for each panel of figure 6
-    ("all"), or those of one data set, one model or one pair ("cifar10", "vgg16", "cifar10_vgg16"), and no other
-    chapter unless `only` names it. `recipe` goes to the chapters that have such a parameter. 0 means that all
-    passed, 1 that one failed, 130 that Ctrl-C stopped it. Raises InputError before anything runs.
+    ("all"), or those of one data set, one model or one pair ("cifar10", "vgg16", "cifar10_vgg16"), with the published
+    compressions and seeds; each executed panel is kept as OUT/07_DATASET_MODEL.ipynb and .html. They take the place
+    of chapter 07 as it stands, and no other chapter is run unless `only` names it. `recipe` goes to the chapters that
+    have such a parameter. 0 means that all passed, 1 that one failed, 130 that Ctrl-C stopped it. Raises InputError
+    before anything runs.
     """
     jobs = plan(only, panels, recipe)
     out = Path(out) if out else paths.build() / "quick"
@@ -108,7 +107,9 @@ def refresh(only: Sequence[str] | None = None) -> int:
     return int(bool(failures))
 
 
-def plan(only: Sequence[str] | None = None, panels: bool | str | None = None, recipe: str | None = None) -> list[Job]:
+def plan(
+    only: Sequence[str] | None = None, panels: bool | str | Sequence[str] | None = None, recipe: str | None = None
+) -> list[Job]:
     """The jobs that a call of `reproduce` runs, in order, with their parameters checked; InputError as there."""
     chapters = {path.stem: path for path in sorted(paths.notebooks().glob("[0-9][0-9]_*.ipynb"))}
     if not chapters:
@@ -117,7 +118,7 @@ def plan(only: Sequence[str] | None = None, panels: bool | str | None = None, re
     if recipe:
         jobs = [_with_recipe(job, recipe) for job in jobs]
     if panels:
-        jobs += _panel_jobs(panels, recipe, chapters)
+        jobs = [job for job in jobs if job.number != PANEL_CHAPTER] + _panel_jobs(panels, recipe, chapters)
     if recipe and not any("recipe" in job.parameters for job in jobs):
         raise InputError("none of these chapters has a parameter 'recipe'; name chapter 07 or leave the recipe out")
     for job in jobs:
@@ -156,19 +157,14 @@ def _with_recipe(job: Job, recipe: str) -> Job:
     return Job(job.name, job.notebook, {"recipe": recipe}, job.timeout) if "recipe" in declared else job
 
 
-def _panel_jobs(panels: bool | str, recipe: str | None, chapters: dict[str, Path]) -> list[Job]:
+def _panel_jobs(panels: bool | str | Sequence[str], recipe: str | None, chapters: dict[str, Path]) -> list[Job]:
     file = next((path for name, path in chapters.items() if name.startswith(PANEL_CHAPTER)), None)
     if file is None:
         raise InputError(f"chapter {PANEL_CHAPTER}, which draws the panels, is not in {paths.notebooks()}")
-    groups = {"all": PANELS}
-    for dataset, model in PANELS:
-        for group in (dataset, model, f"{dataset}_{model}"):
-            groups.setdefault(group, []).append((dataset, model))
-    chosen = lookup(groups, "all" if panels is True else panels, "panel")
-    extra = {"recipe": recipe} if recipe else {}
+    extra = PUBLISHED_AXES | ({"recipe": recipe} if recipe else {})
     return [
         Job(f"{PANEL_CHAPTER}_{dataset}_{model}", file, {"dataset": dataset, "model": model, **extra}, timeout=None)
-        for dataset, model in chosen
+        for dataset, model in chosen(panels)
     ]
 
 
@@ -241,7 +237,7 @@ def _remember(name: str, entry: dict, out: Path) -> None:
 
 
 def _title(job: Job) -> str:
-    given = ", ".join(str(value) for value in job.parameters.values())
+    given = ", ".join(value for value in job.parameters.values() if isinstance(value, str))
     return notebook.heading(job.notebook)[0] + (f" ({given})" if given else "")
 
 

@@ -6,13 +6,17 @@ import subprocess
 import sys
 import time
 import warnings
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import pytest
+import torch
 
 import synflow_lib as sf
 from synflow_lib import cli, reproduce
 from synflow_lib.benchmark import Run
+from synflow_lib.devices import Speed
+from synflow_lib.training import RECIPES, recipe
 
 QUICK = ["bench", "--model", "mlp", "--width", "0.25", "--recipe", "smoke", "--device", "cpu"]
 
@@ -23,7 +27,7 @@ def current_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["reproduce", "bench", "status", "data", "prune"])
+@pytest.mark.parametrize("name", ["reproduce", "bench", "status", "results", "data", "prune"])
 def test_each_help_ends_with_an_example_that_parses(name, capsys):
     with pytest.raises(SystemExit) as end:
         cli.main([name, "--help"])
@@ -51,11 +55,18 @@ def test_the_module_runs_as_a_program():
         ("bench --dataset cifra10", "unknown data set 'cifra10'; did you mean 'cifar10'?"),
         ("bench --model vgg12", "unknown model 'vgg12'; did you mean"),
         ("bench --pruner synflow snipp", "unknown pruning method 'snipp'; did you mean 'snip'?"),
-        ("bench --recipe slow", "unknown recipe 'slow' (known: described, fast, smoke)"),
-        ("bench --recipe published", "unknown recipe 'published'"),
+        ("bench --recipe slow", "unknown recipe 'slow' (known: published, described, fast, smoke)"),
+        ("bench --panels cifar10 --recipe slow", "unknown recipe 'slow'"),
+        ("bench --panels cifar11", "unknown panel 'cifar11'; did you mean 'cifar10'"),
+        ("bench --panels all --model vgg11", "--panels runs the whole published grid of its panels: leave out --model"),
+        ("bench --panels all --width 1", "leave out --width"),
+        ("bench --panels all --no-rewind", "leave out --no-rewind"),
+        ("bench --with compcat", "unknown speed feature 'compcat'; did you mean 'compact'?"),
+        ("bench --with fused --without bfloat16 fused", "fused is switched on and off"),
+        ("bench --estimate --model vgg12", "unknown model 'vgg12'"),
         ("bench --schedule cubic", "unknown schedule 'cubic'"),
         ("bench --scope all", "unknown scope 'all'"),
-        ("bench --engine ray", "unknown engine 'ray'"),
+        ("bench --engine dask", "unknown engine 'dask'"),
         ("bench --device tpu", "unknown device 'tpu'"),
         ("bench --device cuda:99", "device 'cuda:99' is not available"),
         ("bench --compression 0.5", "compression must be a ratio from 1 to rho_max"),
@@ -70,6 +81,12 @@ def test_the_module_runs_as_a_program():
         ("bench --workers 0", "workers and threads must be at least 1"),
         ("bench --records file/records", "cannot write file/records"),
         ("status --records nowhere", "there is no folder nowhere"),
+        ("status --panels vgg12", "unknown panel 'vgg12'"),
+        ("status --recipe slow", "unknown recipe 'slow'"),
+        ("results", "no finished run matches: `synflow status` shows what is recorded"),
+        ("results --compare --out x.csv", "--compare shows a table and writes no file: leave out --out"),
+        ("results --records nowhere", "there is no folder nowhere"),
+        ("results --panels vgg12", "unknown panel 'vgg12'"),
         ("data mnist", "unknown data set 'mnist'"),
     ],
 )
@@ -139,7 +156,44 @@ def test_every_option_of_bench_reaches_the_run(monkeypatch):
     options = {"width": 0.5, "iterations": 7, "schedule": "linear", "scope": "layer", "cycles": 2, "rewind": False}
     flags = dict.fromkeys(("train_mode", "invert", "shuffle", "reinitialise"), True)
     runs = [Run("cifar10", "vgg16", "snip", 2.0, seed, "described", **options, **flags) for seed in (3, 4)]
-    assert seen == [(runs, ("serial", 3, "cpu"), {"threads": 2})]
+    options = {"threads": 2, "speed": None, "runs_per_gpu": 1, "address": None}
+    assert seen == [(runs, ("serial", 3, "cpu"), options)]
+
+
+def test_panels_are_the_published_grid_and_the_engine_hears_of_everything(monkeypatch):
+    seen = []
+
+    def run_all(runs, *rest, **options):
+        seen.append((runs, rest, options))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sf.benchmark, "run_all", run_all)
+    text = (
+        "bench --panels cifar10_vgg16 tiny-imagenet_vgg11 --recipe fast published --engine ray --address auto "
+        "--runs-per-gpu 3 --with compile --without bfloat16 channels-last --device cpu"
+    )
+    assert cli.main(text.split()) == 130
+    ((runs, rest, options),) = seen
+    pairs = [("cifar10", "vgg16"), ("tiny-imagenet", "vgg11")]
+    assert runs == sf.benchmark.published_grid("fast", pairs) + sf.benchmark.published_grid("published", pairs)
+    assert rest == ("ray", None, "cpu") and (options["address"], options["runs_per_gpu"]) == ("auto", 3)
+    automatic = Speed.auto(torch.device("cpu"))
+    assert options["speed"] == replace(automatic, compile=True, bfloat16=False, channels_last=False)
+
+
+def test_the_help_names_the_recipes_and_the_speed_features(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["bench", "--help"])
+    words = set(re.findall(r"[\w-]+", capsys.readouterr().out))
+    assert {field.name.replace("_", "-") for field in fields(Speed)} | set(RECIPES) <= words
+
+
+def test_an_estimate_runs_nothing(capsys):
+    assert cli.main([*QUICK, "--estimate", "--pruner", "random", "magnitude", "--seed", "0", "1"]) == 0
+    output = capsys.readouterr()
+    assert "4 runs to do, 4 trainings" in output.out and "core-hours on CPU" in output.out
+    assert "measuring mlp on images of 32x32 pixels" in output.err
+    assert not Path("records").exists() or not list(Path("records").glob("*.json"))
 
 
 def test_a_failed_run_is_told_and_is_status_1(monkeypatch, capsys):
@@ -152,7 +206,7 @@ def test_a_failed_run_is_told_and_is_status_1(monkeypatch, capsys):
     assert "failed" in output.out and output.err.endswith("failed: too large\n")
 
 
-def test_status_counts_the_panels(capsys):
+def test_status_and_results_tell_what_is_recorded(capsys):
     assert cli.main(["status"]) == 0
     assert capsys.readouterr().out == "no runs are recorded\nrecords in records\n"
     cli.main([*QUICK, "--seed", "0", "1", "--engine", "serial"])
@@ -160,8 +214,27 @@ def test_status_counts_the_panels(capsys):
     capsys.readouterr()
     assert cli.main(["status"]) == 0
     printed = capsys.readouterr().out
-    assert re.search(r"digits +mlp +0.25 +smoke +2 +0 +0 +-", printed)
+    assert printed.startswith("mlp on digits, width 0.25, recipe smoke: 2 done\n") and "  synflow ##\n" in printed
     assert "records in records, 1 damaged set aside" in printed
+    assert cli.main(["status", "--panels", "cifar10_vgg11"]) == 0
+    assert "vgg11 on cifar10, recipe fast: 183 missing" in capsys.readouterr().out
+    assert cli.main(["results", "--out", "mine.csv", "--model", "mlp", "--width", "0.25"]) == 0
+    assert capsys.readouterr().out == "2 runs in mine.csv\n"
+    assert len(sf.benchmark.results.read(Path("mine.csv"))) == 2
+    assert cli.main(["results", "--recipe", "smoke"]) == 0
+    assert capsys.readouterr().out.count(" done ") == 2
+
+
+def test_results_are_compared_where_the_authors_have_them(capsys):
+    run = Run("cifar10", "resnet18", "snip", 1.0, 0, "fast")
+    settings = recipe("fast", "cifar10", "resnet18").settings()
+    outcome = {"accuracy_last": 90.0, "accuracy_best": 91.0, "compression": 10.0, "curve": [], "settings": settings}
+    sf.benchmark.records.write({**asdict(run), "key": run.key, "status": "done", **outcome})
+    assert cli.main(["results", "--compare", "--panels", "cifar10_wide_resnet18_published"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3 and all(" 91.00 " in line for line in lines[1:])
+    assert cli.main(["results", "--compare", "--panels", "cifar100"]) == 2
+    assert "no finished run matches" in capsys.readouterr().err
 
 
 def test_data_makes_a_set_ready(capsys):
@@ -188,7 +261,7 @@ def test_reproduce_passes_its_options_on(monkeypatch):
         )
         == 3
     )
-    assert seen == [{"only": ["03", "06"], "out": Path("there"), "force": True, "panels": "all", "recipe": "fast"}]
+    assert seen == [{"only": ["03", "06"], "out": Path("there"), "force": True, "panels": ["all"], "recipe": "fast"}]
 
 
 def test_bench_survives_its_own_death():

@@ -108,6 +108,26 @@ def test_the_grid_has_one_panel_for_each_pair_and_one_legend():
     titles = [axis.get_title(loc="left") for axis in figure.axes]
     assert titles == ["CIFAR-10, VGG-11", "CIFAR-10, VGG-16", "CIFAR-100, VGG-11", "CIFAR-100, VGG-16"]
     assert len(figure.legends) == 1 and len(figure.axes[3].lines) > len(figure.axes[2].lines)
+    assert [[text.get_text() for text in axis.texts] for axis in figure.axes] == [["authors only"]] * 3 + [[]]
+    assert texts(figure)[5:7] == ["range of the authors' 3 runs", "ours"]
+    assert "ours" not in texts(plotting.accuracy_grid(bands, {}))
+
+
+def test_first_epochs_have_a_line_for_each_run_and_the_authors_range():
+    rows = [(recipe, seed, epoch, 4.0 - epoch, 5.0 * epoch) for recipe in "ab" for seed in (0, 1) for epoch in range(3)]
+    ours = pd.DataFrame(rows, columns=["recipe", "seed", "epoch", "train_loss", "test_accuracy"])
+    authors = pd.DataFrame([(e, 5.0 - e - r, 4.0 * e + r) for r in (0, 1) for e in range(9)])
+    figure = plotting.first_epochs(ours, authors.set_axis(["epoch", "train_loss", "top1_accuracy"], axis=1))
+    for axis, low in zip(figure.axes, ([3.0, 2.0], [4.0, 8.0]), strict=True):
+        assert [line.get_xdata().tolist() for line in axis.lines] == [[1, 2]] * 4
+        assert [bar.get_y() for bar in axis.patches] == low and {bar.get_height() for bar in axis.patches} == {1.0}
+    assert texts(figure)[:3] == ["a", "b", "range of the authors' runs"]
+
+
+def test_a_band_of_something_else_says_what_it_is():
+    assert "authors, full width" in texts(
+        plotting.accuracy_panel(accuracies(), band(), band_label="authors, full width")
+    )
 
 
 def test_score_distributions_have_a_box_for_each_layer():

@@ -8,10 +8,17 @@ import pytest
 
 from synflow_lib import notebook, paths
 from synflow_lib import reproduce as module
+from synflow_lib.benchmark.grid import PUBLISHED_COMPRESSIONS, PUBLISHED_SEEDS
 from synflow_lib.errors import InputError
-from synflow_lib.reproduce import PANELS, plan, refresh, reproduce
+from synflow_lib.panels import PANELS
+from synflow_lib.reproduce import plan, refresh, reproduce
 
-PARAMETERS = ("c", 'dataset: str = "digits"\nmodel: str = "vgg11"\nrecipe: str = "smoke"', "parameters")
+PARAMETERS = (
+    "c",
+    'dataset: str = "digits"\nmodel: str = "vgg11"\nrecipe: str = "smoke"\n'
+    "log10_compressions: list[float] = [0.0, 1.0]\nseeds: list[int] = [0]",
+    "parameters",
+)
 DRAWS = """import matplotlib.pyplot as plt
 from synflow_lib import paths
 paths.figures().mkdir(parents=True, exist_ok=True)
@@ -97,9 +104,18 @@ def test_the_panels_are_chapter_07_with_names_of_their_own(chapters):
     jobs = plan(panels="all", recipe="fast")
     assert len(jobs) == len(PANELS) == 12 and len({job.name for job in jobs}) == 12
     assert jobs[0].name == "07_cifar10_vgg11" and jobs[0].timeout is None
-    assert jobs[0].parameters == {"dataset": "cifar10", "model": "vgg11", "recipe": "fast"}
+    assert jobs[0].parameters == {
+        **{"dataset": "cifar10", "model": "vgg11", "recipe": "fast"},
+        **{"log10_compressions": list(PUBLISHED_COMPRESSIONS), "seeds": list(PUBLISHED_SEEDS)},
+    }
     assert [job.name for job in plan(["03"], panels="cifar10_vgg16")] == ["03_network_wise", "07_cifar10_vgg16"]
     assert len(plan(panels="tiny-imagenet")) == 4 and len(plan(panels=True)) == 12
+    assert len(plan(panels=["tiny-imagenet", "cifar10_vgg11"])) == 5
+
+
+def test_panels_take_the_place_of_the_chapter_as_it_stands(chapters):
+    assert [job.name for job in plan(["03", "07"], panels="cifar10_vgg16")] == ["03_network_wise", "07_cifar10_vgg16"]
+    assert [job.name for job in plan(["07"])] == ["07_panel"]
 
 
 # running ----------------------------------------------------------------------------------------------------------
@@ -178,6 +194,9 @@ def test_the_index_keeps_chapters_of_earlier_calls_and_says_when_they_are_old(ch
 def test_the_figures_of_panels_do_not_meet(chapters, fake_execute):
     assert reproduce(panels="cifar10") == 0
     manifest = json.loads((paths.build() / "quick" / "manifest.json").read_text())
+    models = "vgg11", "vgg16", "resnet18", "wide_resnet18_published"
+    kept = {path.name for kind in ("ipynb", "html") for path in (paths.build() / "quick").glob(f"07_*.{kind}")}
+    assert kept == {f"07_cifar10_{model}.{kind}" for model in models for kind in ("ipynb", "html")}
     assert len(manifest) == 4 and manifest["07_cifar10_vgg16"]["parameters"]["model"] == "vgg16"
     assert 'src="figures/07_cifar10_vgg16/07_density.png"' in index()
     assert "Panel (cifar10, vgg16)" in index()

@@ -1,35 +1,52 @@
-"""How many runs are done: one after another, or in worker processes of one thread each.
+"""How many runs are done: one after another, in worker processes, or as tasks on a cluster, with the same results.
 
-Ready to start, a worker takes about 3 s of one core, which is the time to import torch. A worker that is killed costs
-its run alone, which is tried once more in a fresh one; a driver that is killed takes its workers with it and loses
-the runs in flight, since every finished run is recorded at once.
+Every engine does what `worker.attempt` does and tells each answer. What they share is here: nothing is done twice,
+also not by two drivers on one folder of records; what another driver leaves unfinished is taken over; an interrupt
+lets the runs in progress save themselves first.
 """
 
-import contextlib
-import json
 import os
-import queue
-import subprocess
-import sys
-import tempfile
-import threading
-from collections import deque
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict
-from pathlib import Path
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
 
 import pandas as pd
 import torch
 
 from synflow_lib import data, devices, paths
-from synflow_lib.benchmark import records
+from synflow_lib.benchmark import claims, records
 from synflow_lib.benchmark.grid import Run
+from synflow_lib.benchmark.processes import side_by_side
 from synflow_lib.benchmark.progress import Progress
+from synflow_lib.benchmark.stopping import gently
 from synflow_lib.benchmark.worker import attempt
+from synflow_lib.devices import Speed
 from synflow_lib.errors import InputError, lookup
+from synflow_lib.training.checkpoint import STOP
+
+LOOK_EVERY = 0.5  # seconds between two looks at what another driver is doing
 
 Report = Callable[[dict], None]
+Serve = Callable[[Sequence[Run], Report], None]
+
+
+@dataclass(frozen=True)
+class Means:
+    """With what the runs are done; `device` is a name as the user gives it, `workers` None the engine's choice."""
+
+    workers: int | None = None
+    device: str = "auto"
+    threads: int = 1
+    speed: Speed | None = None
+    runs_per_gpu: int = 1
+    address: str | None = None
+
+    def __post_init__(self):
+        if self.threads < 1 or (self.workers is not None and self.workers < 1):
+            raise InputError(f"workers and threads must be at least 1, not {self.workers} and {self.threads}")
+        if self.runs_per_gpu < 1:
+            raise InputError(f"runs_per_gpu must be at least 1, not {self.runs_per_gpu}")
 
 
 def run_all(
@@ -39,184 +56,128 @@ def run_all(
     device: str = "auto",
     progress: bool = True,
     threads: int = 1,
+    *,
+    speed: Speed | None = None,
+    runs_per_gpu: int = 1,
+    address: str | None = None,
 ) -> pd.DataFrame:
     """Do every run of `runs` that has no record yet, and return `records.table(runs)`: one row each, in their order.
 
-    `workers` defaults to the number of usable cores, or of GPUs, but not more than there are runs to do; one worker
-    means this process. Each uses `threads` CPU threads; a run's result does not depend on the engine. Runs that fail
-    are recorded with their reason, and the others go on. Raises InputError, before any work, for a run, a device or
-    a folder that cannot be used, and at once where a record cannot be written.
+    `workers` defaults to the number of usable cores, or of GPUs times `runs_per_gpu`, but not more than there are
+    runs to do; one worker means this process. Each uses `threads` CPU threads. `address` is where Ray's head is
+    (host:port or "auto"), None a Ray of its own. A run's result does not depend on the engine. Runs that fail are
+    recorded with their reason, and the others go on; a run that another driver is doing is waited for. The first
+    interrupt lets the runs in progress end their epoch and keeps their checkpoints, then raises KeyboardInterrupt.
+    Raises InputError, before any work, for a run, a device, a folder or a cluster that cannot be used, and at once
+    where a record cannot be written.
     """
     runs = [run.validate() for run in runs]
-    serve = lookup(ENGINES, engine, "engine")
-    resolved = devices.resolve(device)
-    if threads < 1 or (workers is not None and workers < 1):
-        raise InputError(f"workers and threads must be at least 1, not {workers} and {threads}")
-    pending = [run for run in {run.key: run for run in runs}.values() if records.find(run) is None]
+    opened = lookup(ENGINES, engine, "engine")
+    means = Means(workers, device, threads, speed, runs_per_gpu, address)
+    if engine != "ray":  # whose driver may well have no GPU: its nodes count
+        means = replace(means, device=str(devices.resolve(device)))
+    different = {run.key: run for run in runs}
+    pending = [run for run in different.values() if records.find(run) is None]
     if pending:
         paths.require_writable(paths.records())
-    for name in dict.fromkeys(run.dataset for run in pending):
-        data.prepare(name)  # once, here: not by every worker at the same time
-    workers = min(workers or default_workers(resolved), len(pending))
-    different = len({run.key for run in runs})
-    with Progress(different, different - len(pending), shown=progress) as report:
-        (serial if workers <= 1 else serve)(pending, workers, resolved, threads, report)
+    with Progress(len(different), len(different) - len(pending), shown=progress) as report:
+        if pending:
+            with opened(means, len(pending), report) as serve:
+                for name in dict.fromkeys(run.dataset for run in pending):
+                    data.prepare(name)  # once, here: not by every worker at the same time
+                with gently():
+                    finish(pending, serve, report)
     return records.table(runs)
 
 
-def default_workers(device: torch.device) -> int:
-    """The number of cores this process may use, or of GPUs."""
+def finish(runs: Sequence[Run], serve: Serve, report: Progress) -> None:
+    """Have `runs` served, wait for those that another driver does, and take over what it left unfinished."""
+    before = {run.key: records.read(run.key) for run in runs}
+    by_key = {run.key: run for run in runs}
+    away: dict[str, Run] = {}
+    stopped: list[str] = []
+
+    def heard(answer: dict) -> None:
+        if answer["status"] == "elsewhere":
+            away[answer["key"]] = by_key[answer["key"]]
+        elif answer["status"] == "stopped":
+            stopped.append(answer["key"])
+        else:
+            report(answer)
+
+    while runs or away:
+        if runs:
+            serve(runs, heard)
+        if stopped or (away and STOP.is_set()):
+            raise KeyboardInterrupt
+        runs = abandoned(away, before, report)
+        if away and not runs:
+            report.waiting(len(away))
+            time.sleep(LOOK_EVERY)
+
+
+def abandoned(away: dict[str, Run], before: dict[str, dict | None], report: Report) -> list[Run]:
+    """Remove from `away` and return the runs that nobody does any more; those with a new record are removed and told.
+
+    A failure that was not there `before` is the other driver's answer, and not a reason to try once more.
+    """
+    free = [run for run in away.values() if not claims.held(run.key)]  # first this, then the record: never the reverse
+    left = []
+    for run in free:
+        del away[run.key]
+        record = records.read(run.key)
+        if record != before[run.key] and record is not None:
+            report({"key": run.key, "status": record["status"]})
+        else:
+            left.append(run)
+    return left
+
+
+def default_workers(device: torch.device, runs_per_gpu: int = 1) -> int:
+    """The number of cores this process may use, or of GPUs times the runs that share one."""
     if device.type != "cpu":
-        return torch.cuda.device_count() if device.type == "cuda" else 1
+        return runs_per_gpu * (torch.cuda.device_count() if device.type == "cuda" else 1)
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def serial(runs: Sequence[Run], workers: int, device: torch.device, threads: int, report: Report) -> None:
+@contextmanager
+def serial(means: Means, number: int, progress: Progress) -> Iterator[Serve]:
     """One run after another in this process."""
-    for run in runs:
-        report(attempt(run, str(device), threads))
+    progress.hours_of(means.device, means.threads)
 
+    def serve(runs: Sequence[Run], report: Report) -> None:
+        for run in runs:
+            report(attempt(run, means.device, means.threads, means.speed))
 
-def processes(runs: Sequence[Run], workers: int, device: torch.device, threads: int, report: Report) -> None:
-    """`workers` processes side by side, each with one run at a time; over several GPUs they take turns."""
-    places = [str(device)] * workers
-    if device.type == "cuda":
-        places = [f"cuda:{(device.index + i) % torch.cuda.device_count()}" for i in range(workers)]
-    todo, answers = deque(runs), queue.SimpleQueue()
-    with team(places, threads, todo, answers.put):
-        for _ in runs:
-            report(answers.get())
-
-
-ENGINES: dict[str, Callable[[Sequence[Run], int, torch.device, int, Report], None]] = {
-    "serial": serial,
-    "processes": processes,
-}
+    yield serve
 
 
 @contextmanager
-def team(places: Sequence[str], threads: int, todo: deque[Run], report: Report) -> Iterator[None]:
-    """For the block, one worker per device name in `places` works on `todo`, then all are ended, whatever happened.
-
-    One thread waits for each process; `report` is called from there.
-    """
-    members = [Worker(place, threads) for place in places]
-
-    def serve(worker: Worker) -> None:
-        while True:
-            try:
-                run = todo.popleft()
-            except IndexError:  # nothing is left
-                return
-            report(worker.twice(run))
-
-    listeners = [threading.Thread(target=serve, args=(worker,), name="listener", daemon=True) for worker in members]
-    try:
-        for listener in listeners:
-            listener.start()
-        yield
-    finally:
-        todo.clear()
-        for worker in members:
-            worker.kill()
-        for worker, listener in zip(members, listeners, strict=True):
-            listener.join()
-            worker.close()
+def processes(means: Means, number: int, progress: Progress) -> Iterator[Serve]:
+    """Processes side by side, each with one run at a time; over several GPUs they take turns."""
+    device = torch.device(means.device)
+    workers = min(means.workers or default_workers(device, means.runs_per_gpu), number)
+    if workers <= 1:
+        with serial(means, number, progress) as serve:
+            yield serve
+        return
+    places = [means.device] * workers
+    if device.type == "cuda":
+        places = [f"cuda:{(device.index + i) % torch.cuda.device_count()}" for i in range(workers)]
+    progress.hours_of(means.device, means.threads, workers / len(set(places)))
+    yield lambda runs, report: side_by_side(runs, places[: len(runs)], means.threads, means.speed, report)
 
 
-class WorkerDied(Exception):
-    """A worker process ended without an answer; the message says how."""
+@contextmanager
+def ray(means: Means, number: int, progress: Progress) -> Iterator[Serve]:
+    """Tasks on a Ray cluster, which may be this machine; see `cluster`, which alone needs Ray."""
+    from synflow_lib.benchmark import cluster
+
+    with cluster.joined(means.address, min(means.workers or default_workers(torch.device("cpu")), number)):
+        tasks = cluster.Tasks(means.device, means.threads, means.speed, means.runs_per_gpu, means.workers)
+        progress.hours_of(tasks.device, means.threads, means.runs_per_gpu)
+        yield tasks.serve
 
 
-class Worker:
-    """One process, started when it is first asked, that does one run at a time.
-
-    A plain subprocess and not `multiprocessing`: it works from a notebook, a script without a __main__ guard and the
-    command line alike, and its number of threads is set before torch is imported there.
-    """
-
-    def __init__(self, device: str, threads: int):
-        self.device = device
-        self.threads = threads
-        self.process: subprocess.Popen | None = None
-        self.killed = False
-        self.lock = threading.Lock()  # kill comes from another thread than the rest
-
-    def twice(self, run: Run) -> dict:
-        """Have `run` done, in a fresh process if the first one dies; a second death is recorded as a failure."""
-        for _ in range(2):
-            try:
-                return self.ask(run)
-            except WorkerDied as death:
-                reason = f"its process died twice: {death}"
-                self.close()
-            if self.killed:
-                return {"key": run.key, "status": "killed"}
-        try:
-            records.write({**asdict(run), "key": run.key, "status": "failed", "error": reason})
-        except InputError as error:
-            return {"key": run.key, "status": "unrecorded", "error": str(error)}
-        return {"key": run.key, "status": "failed"}
-
-    def ask(self, run: Run) -> dict:
-        """Send one run, wait for the answer; raises WorkerDied where none comes."""
-        process = self._running()
-        request = {"run": asdict(run), "device": self.device, "threads": self.threads}
-        try:
-            print(json.dumps(request), file=process.stdin, flush=True)
-        except OSError:
-            raise WorkerDied(self._post_mortem(process)) from None
-        answer = process.stdout.readline()
-        if not answer.endswith("\n"):
-            raise WorkerDied(self._post_mortem(process))
-        return json.loads(answer)
-
-    def kill(self) -> None:
-        """End the process for good, in the middle of a run if need be."""
-        with self.lock:
-            self.killed = True
-            if self.process is not None:
-                self.process.kill()
-
-    def close(self) -> None:
-        """Let go of a process that has ended, so that the next request starts a fresh one."""
-        with self.lock:
-            if self.process is not None:
-                self.process.wait()
-                with contextlib.suppress(OSError):  # what was still to be sent has no reader any more
-                    self.process.stdin.close()
-                self.process.stdout.close()
-                self.log.close()
-                self.process = None
-
-    def _running(self) -> subprocess.Popen:
-        with self.lock:
-            if self.killed:
-                raise WorkerDied("killed")
-            if self.process is None:
-                self._start()
-            return self.process
-
-    def _start(self) -> None:
-        number = str(self.threads)
-        package = str(Path(__file__).resolve().parents[2])
-        search = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
-        self.log = tempfile.TemporaryFile()  # noqa: SIM115  (closed by `close`)
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "synflow_lib.benchmark.worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self.log,
-            text=True,
-            encoding="utf-8",
-            env={**os.environ, "PYTHONPATH": search, "OMP_NUM_THREADS": number, "MKL_NUM_THREADS": number},
-            start_new_session=True,  # Ctrl-C reaches the driver alone, which then ends its workers
-        )
-
-    def _post_mortem(self, process: subprocess.Popen) -> str:
-        """How the process ended, in words."""
-        code = process.wait()
-        self.log.seek(0)
-        last = self.log.read().decode(errors="replace").strip().splitlines()[-1:]
-        how = f"signal {-code}, often for want of memory" if code < 0 else f"exit status {code}"
-        return ": ".join([how, *last])
+Engine = Callable[[Means, int, Progress], AbstractContextManager[Serve]]
+ENGINES: dict[str, Engine] = {"serial": serial, "processes": processes, "ray": ray}

@@ -3,7 +3,7 @@
 import contextlib
 import json
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,9 @@ from typing import Any
 import pandas as pd
 
 from synflow_lib import paths
-from synflow_lib.benchmark.grid import PUBLISHED_PANELS, Run, published_grid
+from synflow_lib.benchmark.grid import Run
 from synflow_lib.errors import InputError
-from synflow_lib.training import recipe
+from synflow_lib.training import RECIPES, recipe
 
 log = logging.getLogger(__name__)
 
@@ -23,6 +23,7 @@ RESULTS = (
 )
 NEEDED = {"done": ("accuracy_last", "accuracy_best", "curve", "settings"), "failed": ("error",)}
 NEEDED["diverged"] = NEEDED["done"]
+FINISHED = ("done", "diverged")  # a diverged run is a result too
 
 
 def path(key: str) -> Path:
@@ -80,9 +81,26 @@ def find(run: Run) -> dict[str, Any] | None:
     other values.
     """
     record = read(run.key)
-    if record is None or record["status"] == "failed":
-        return None
-    return record if record["settings"] == recipe(run.recipe, run.dataset, run.model).settings() else None
+    return record if record is not None and state(record) in FINISHED else None
+
+
+def state(record: dict[str, Any]) -> str:
+    """The status of a record, or "outdated" where it is finished but its recipe has other values now (or is gone)."""
+    if record["status"] not in FINISHED:
+        return record["status"]
+    return record["status"] if record["settings"] == settings(record) else "outdated"
+
+
+def settings(record: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The values that the recipe of a record, or of any row with its fields, has today; None for an unknown one."""
+    name, dataset, model = (record[name] for name in ("recipe", "dataset", "model"))
+    return recipe(name, dataset, model).settings() if name in RECIPES else None
+
+
+def run_of(record: Mapping[str, Any]) -> Run:
+    """The run that a record, or a row with its fields, tells of; what this version does not know is left out."""
+    known = {field.name: record[field.name] for field in fields(Run) if field.name in record}
+    return Run(**{name: None if pd.isna(value) else value for name, value in known.items()})
 
 
 def layers(run: Run) -> pd.DataFrame:
@@ -104,42 +122,21 @@ def row(run: Run, record: dict[str, Any] | None) -> dict[str, Any]:
     """The fields of `run` and the scalar results of its record, whose status is "missing" where there is
     none.
     """
-    return {**asdict(run), **{name: (record or {"status": "missing", "key": run.key}).get(name) for name in RESULTS}}
+    known = {"status": "missing", "key": run.key} if record is None else {**record, "status": state(record)}
+    return {**asdict(run), **{name: known.get(name) for name in RESULTS}}
 
 
 def table(runs: Sequence[Run] | Iterable[Run] | None = None) -> pd.DataFrame:
-    """One row per run: its fields, status ("done", "diverged", "failed", "missing"), accuracies in percent,
-    times.
+    """One row per run: its fields, status ("done", "diverged", "outdated", "failed", "missing"), accuracies in
+    percent, times.
 
     For `runs` in their order, or for every record of the folder. The curves and layers are in the records
     themselves.
     """
     if runs is None:
-        names = {field.name for field in fields(Run)}
-        records = list(everything())
-        rows = [row(Run(**{k: v for k, v in record.items() if k in names}), record) for record in records]
+        rows = [row(run_of(record), record) for record in everything()]
     else:
         rows = [row(run, read(run.key)) for run in runs]
     frame = pd.DataFrame(rows, columns=[*(field.name for field in fields(Run)), *RESULTS])
     numbers = ["accuracy_last", "accuracy_best", "compression", "prune_seconds", "train_seconds"]
     return frame.astype(dict.fromkeys(numbers, float))
-
-
-def panels() -> pd.DataFrame:
-    """Count the records of each panel (data set, model, width, recipe): done, diverged, failed, and what is missing.
-
-    `missing` counts the runs of figure 6 that have no finished record; it is empty for a panel that is not in it.
-    """
-    counted = table()
-    states = ["done", "diverged", "failed"]
-    rows = []
-    for (dataset, model, width, recipe_name), part in counted.groupby(["dataset", "model", "width", "recipe"]):
-        published = width == 1 and (dataset, model) in PUBLISHED_PANELS
-        wanted = [run.key for run in published_grid(recipe_name, [(dataset, model)])] if published else []
-        finished = set(part.loc[part["status"] != "failed", "key"])
-        missing = len(set(wanted) - finished) if published else "-"
-        numbers = {state: int((part["status"] == state).sum()) for state in states}
-        rows.append(
-            {"dataset": dataset, "model": model, "width": width, "recipe": recipe_name, **numbers, "missing": missing}
-        )
-    return pd.DataFrame(rows, columns=["dataset", "model", "width", "recipe", *states, "missing"])

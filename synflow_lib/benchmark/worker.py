@@ -1,6 +1,6 @@
 """A worker process of the `processes` engine: reads runs from its standard input, answers on its standard output.
 
-Started by `engines` as `python -m synflow_lib.benchmark.worker`. One JSON object a line, both ways.
+Started by `processes` as `python -m synflow_lib.benchmark.worker`. One JSON object a line, both ways.
 """
 
 import json
@@ -11,14 +11,35 @@ import threading
 from typing import Any, TextIO
 
 from synflow_lib.benchmark import records
+from synflow_lib.benchmark.claims import Elsewhere
 from synflow_lib.benchmark.grid import Run
 from synflow_lib.benchmark.run import run
+from synflow_lib.devices import Speed
+from synflow_lib.training.checkpoint import STOP, Stopped
 
 
-def attempt(spec: Run, device: str, threads: int) -> dict[str, Any]:
-    """Do one run; return its key and status, with a sentence under "error" where it could not even be recorded."""
+def attempt(
+    spec: Run, device: str, threads: int, speed: Speed | None = None, through: tuple[type[Exception], ...] = ()
+) -> dict[str, Any]:
+    """Do one run; return its key and status, with a sentence under "error" where it could not even be recorded.
+
+    "elsewhere": another process is doing it; "stopped": STOP is set, a checkpoint is kept where one was due. What was
+    done here and now has "seconds", the time that it took. Exceptions of the types `through` are raised.
+    """
+    if STOP.is_set():
+        return {"key": spec.key, "status": "stopped"}
     try:
-        return {"key": spec.key, "status": run(spec, device=device, threads=threads)["status"]}
+        if (record := records.find(spec)) is not None:
+            return {"key": spec.key, "status": record["status"]}
+        record = run(spec, device=device, speed=speed, threads=threads)
+        seconds = record.get("prune_seconds", 0) + record.get("train_seconds", 0)
+        return {"key": spec.key, "status": record["status"], "seconds": seconds}
+    except Stopped:
+        return {"key": spec.key, "status": "stopped"}
+    except Elsewhere:
+        return {"key": spec.key, "status": "elsewhere"}
+    except through:
+        raise
     except Exception as error:
         known = records.read(spec.key)
         if known is not None and known["status"] == "failed":
@@ -27,15 +48,20 @@ def attempt(spec: Run, device: str, threads: int) -> dict[str, Any]:
 
 
 def requests(stream: TextIO) -> "queue.SimpleQueue[dict[str, Any]]":
-    """Read requests in the background. The end of the stream means that the driver is gone: the process ends at once.
+    """Read requests in the background; {"stop": true} is for the run in progress and sets STOP at once.
 
-    A run in flight is lost with it, as it is with the driver; records are written whole or not at all.
+    The end of the stream means that the driver is gone: the process ends at once. Of a run in flight its last
+    checkpoint stays, as when the driver itself does it; files are written whole or not at all.
     """
     waiting: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
 
     def read() -> None:
         for line in stream:
-            waiting.put(json.loads(line))
+            request = json.loads(line)
+            if request.get("stop"):
+                STOP.set()
+            else:
+                waiting.put(request)
         os._exit(0)
 
     threading.Thread(target=read, daemon=True).start()
@@ -43,14 +69,15 @@ def requests(stream: TextIO) -> "queue.SimpleQueue[dict[str, Any]]":
 
 
 def main() -> None:
-    """Serve requests {"run": fields, "device", "threads"} until the driver closes the stream."""
+    """Serve requests {"run": fields, "device", "threads", "speed"} until the driver closes the stream."""
     # Answers keep the real standard output to themselves; whatever else prints goes to the log.
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     waiting = requests(sys.stdin)
     while True:
         request = waiting.get()
-        answer = attempt(Run(**request["run"]), request["device"], request["threads"])
+        speed = Speed(**request["speed"]) if request.get("speed") else None
+        answer = attempt(Run(**request["run"]), request["device"], request["threads"], speed)
         print(json.dumps(answer), file=answers, flush=True)
 
 

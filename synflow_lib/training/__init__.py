@@ -7,9 +7,9 @@ from synflow_lib.training.recipes import RECIPES, Recipe, recipe
 from synflow_lib.training.train import History, evaluate, train
 
 __all__ = [
+    "RECIPES",
     "Checkpoint",
     "History",
-    "RECIPES",
     "Recipe",
     "RepeatedSGD",
     "Stopped",

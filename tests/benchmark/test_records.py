@@ -29,7 +29,7 @@ def test_what_is_written_is_read(quick):
 def test_no_folder_is_no_records(quick):
     assert records.read(quick.key) is None
     assert list(records.everything()) == []
-    assert records.table().empty and records.panels().empty
+    assert records.table().empty
 
 
 @pytest.mark.parametrize(
@@ -106,19 +106,17 @@ def test_a_record_of_a_later_version_with_more_fields_is_still_read(quick):
     assert json.loads(records.path(quick.key).read_text())["novelty"] == 1
 
 
-def test_panels_count_what_is_done_and_what_is_missing(quick):
-    full = replace(quick, dataset="cifar10", model="vgg11", width=1.0, recipe="described")
-    for seed, status in enumerate(("done", "diverged", "failed")):
-        records.write(record_of(replace(full, seed=seed), status))
-    records.write(record_of(quick))
-    small, large = records.panels().sort_values("dataset", ascending=False).to_dict("records")
-    assert small["dataset"] == "digits" and (small["done"], small["missing"]) == (1, "-")
-    assert [large[name] for name in ("done", "diverged", "failed", "missing")] == [
-        1,
-        1,
-        1,
-        183 - 2,
-    ]  # 15 cells at compression 1 are 3 networks
+def test_a_record_of_an_older_recipe_is_outdated_and_so_is_one_of_a_recipe_that_is_gone(quick, record):
+    older = record_of(quick)["settings"] | {"epochs": 99}
+    assert records.state(record(quick, settings=older)) == "outdated"
+    assert records.table([quick])["status"].tolist() == ["outdated"] == records.table()["status"].tolist()
+    gone = replace(quick, recipe="slow")
+    assert records.state({**record_of(quick), **asdict(gone)}) == "outdated" and records.settings(asdict(gone)) is None
+    assert records.state(record_of(quick)) == "done" and records.state(record_of(quick, "failed")) == "failed"
+
+
+def test_a_record_gives_its_run_back(quick):
+    assert records.run_of(record_of(quick, novelty=1)) == quick
 
 
 def test_layers_are_those_of_the_masks_and_a_missing_run_says_so():

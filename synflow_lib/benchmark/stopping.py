@@ -1,0 +1,59 @@
+"""How a long piece of work is interrupted: first gently, with nothing lost, and at once when asked again."""
+
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from synflow_lib.training.checkpoint import STOP
+
+SENTENCE = (
+    "synflow: stopping; the runs in progress finish the epoch they are in and are saved, the same command goes on "
+    "from there (interrupt again to end at once)"
+)
+# A terminal's Ctrl-C, and what SLURM, Kubernetes and `kill` send before they end a process.
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextmanager
+def gently() -> Iterator[None]:
+    """For the block, the first SIGINT or SIGTERM sets STOP and says so; the second does what it did before.
+
+    Only in the main thread, to which Python gives all signals; elsewhere they belong to someone else and stay as they
+    are, and so does a signal that is ignored (as a shell has it for what it starts in the background).
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {name: signal.getsignal(name) for name in SIGNALS}
+    before = {name: handler for name, handler in before.items() if handler not in (None, signal.SIG_IGN)}
+    announcers = []
+
+    def first(*_: object) -> None:
+        _restore(before)
+        # From a thread: a handler that takes the lock of STOP or of the stream, both of which the interrupted code
+        # may hold, would wait for itself.
+        announcers.append(threading.Thread(target=announce))
+        announcers[-1].start()
+
+    try:
+        for name in before:
+            signal.signal(name, first)
+        yield
+    finally:
+        _restore(before)
+        for announcer in announcers:
+            announcer.join()
+            STOP.clear()
+
+
+def announce() -> None:
+    """Set STOP, and tell the person what happens now."""
+    STOP.set()
+    print(SENTENCE, file=sys.stderr, flush=True)
+
+
+def _restore(handlers: dict) -> None:
+    for name, handler in handlers.items():
+        signal.signal(name, handler)

@@ -1,0 +1,249 @@
+"""The commands about the benchmark, `bench`, `status` and `results`: their options and what they do.
+
+The library is imported when a command runs, so that `synflow --help` answers at once.
+"""
+
+import argparse
+import contextlib
+import math
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from synflow_lib import panels
+from synflow_lib.errors import InputError, lookup
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from synflow_lib.benchmark import Run
+    from synflow_lib.devices import Speed
+
+# What a grid is made of unless told otherwise; None in the parser, so that an option that was given can be told apart.
+AXES = {"dataset": ["digits"], "model": ["vgg11"], "pruner": ["synflow"], "compression": [10.0], "seed": [0]}
+OPTIONS = {"width": 1.0, "iterations": None, "schedule": "exponential", "scope": "global", "train_mode": False}
+OPTIONS |= {"invert": False, "shuffle": False, "reinitialise": False, "cycles": 0, "no_rewind": False}
+SHOWN = ["dataset", "model", "pruner", "compression", "seed", "recipe", "status", "accuracy_last", "accuracy_best"]
+PANELS_HELP = "panels of figure 6: all, or data sets, models or pairs such as cifar10_vgg16"
+
+
+def define_bench(sub: argparse.ArgumentParser) -> None:
+    """The options of `synflow bench`."""
+    what = sub.add_argument_group("what is run")
+    several = {"nargs": "+"}
+    what.add_argument(
+        *("--panels",),
+        **several,
+        metavar="WHICH",
+        help=f"the whole published grid (5 pruners, 13 compressions, 3 seeds) of {PANELS_HELP}",
+    )
+    what.add_argument("--dataset", **several, help="default: digits")
+    what.add_argument("--model", **several, help="default: vgg11")
+    what.add_argument("--pruner", **several, help="default: synflow")
+    what.add_argument("--compression", **several, type=float, help="weights before / after (default: 10)")
+    what.add_argument("--seed", **several, type=int, help="default: 0")
+    what.add_argument("--recipe", **several, default=["fast"], help="published, described, fast (default) or smoke")
+    what.add_argument("--width", type=float, help="factor on the channels of every layer (default: 1)")
+    what.add_argument("--iterations", type=int, help="scoring rounds (default: the method's own)")
+    what.add_argument("--schedule", help="exponential (default) or linear")
+    what.add_argument("--scope", help="rank all weights together (global, default) or each layer's (layer)")
+    what.add_argument("--train-mode", action="store_true", default=None, help="score with BatchNorm's batch statistics")
+    what.add_argument("--invert", action="store_true", default=None, help="keep the lowest scores")
+    what.add_argument("--shuffle", action="store_true", default=None, help="permute each layer's mask")
+    what.add_argument("--reinitialise", action="store_true", default=None, help="draw new weights after pruning")
+    what.add_argument("--cycles", type=int, help="train and prune so often before the final training (default: 0)")
+    what.add_argument("--no-rewind", action="store_true", default=None, help="do not put weights back between cycles")
+    where = sub.add_argument_group("where and how")
+    where.add_argument("--estimate", action="store_true", help="say how long it would take here, and run nothing")
+    where.add_argument("--engine", default="processes", help="processes (default), serial or ray")
+    where.add_argument("--address", help="of a Ray cluster: auto or HOST:PORT (default: Ray on this computer)")
+    where.add_argument("--workers", type=int, help="runs side by side (default: one a core, or as fit on the GPUs)")
+    where.add_argument("--runs-per-gpu", type=int, default=1, metavar="N", help="runs that share a GPU (default: 1)")
+    where.add_argument("--threads", type=int, default=1, help="CPU threads of each run (default: 1)")
+    where.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps")
+    names = "bfloat16, channels-last, fused, compile, compact, skip-disconnected"
+    where.add_argument("--with", **several, default=[], dest="on", metavar="FEATURE", help=f"switch on: {names}")
+    where.add_argument("--without", **several, default=[], dest="off", metavar="FEATURE", help="switch off, likewise")
+    where.add_argument("--records", type=Path, metavar="DIR", help="folder of the records (default: data/records)")
+
+
+def define_status(sub: argparse.ArgumentParser) -> None:
+    """The options of `synflow status`."""
+    sub.add_argument("--panels", nargs="+", metavar="WHICH", help=f"only these, records or not: {PANELS_HELP}")
+    sub.add_argument("--recipe", nargs="+", help="only what was trained by these")
+    sub.add_argument("--records", type=Path, metavar="DIR", help="folder of the records (default: data/records)")
+
+
+def define_results(sub: argparse.ArgumentParser) -> None:
+    """The options of `synflow results`."""
+    sub.add_argument("--out", type=Path, metavar="FILE", help="write them there as CSV, e.g. data/results/mine.csv")
+    sub.add_argument("--compare", action="store_true", help="show ours minus the authors', committed results included")
+    sub.add_argument("--panels", nargs="+", metavar="WHICH", help=f"only {PANELS_HELP}, at full width")
+    for name in ("dataset", "model", "pruner", "recipe"):
+        sub.add_argument(f"--{name}", nargs="+", help=f"only this {name}")
+    sub.add_argument("--width", type=float, help="only networks of this width")
+    sub.add_argument("--records", type=Path, metavar="DIR", help="folder of the records (default: data/records)")
+
+
+def bench(arguments: argparse.Namespace) -> int:
+    """Do the runs and print what came out, or with --estimate how long they would take; 1 where one failed."""
+    from synflow_lib import benchmark, paths
+
+    runs, speed = runs_of(arguments), speed_of(arguments)
+    with records_in(arguments.records):
+        if arguments.estimate:
+            return estimate(arguments, runs, speed)
+        table = benchmark.run_all(
+            *(runs, arguments.engine, arguments.workers, arguments.device),
+            threads=arguments.threads,
+            speed=speed,
+            runs_per_gpu=arguments.runs_per_gpu,
+            address=arguments.address,
+        )
+        if arguments.panels:
+            show_status(panels.chosen(arguments.panels), arguments.recipe)
+        else:
+            print(table[[*SHOWN, "connected", "key"]].to_string(index=False, float_format="{:.2f}".format))
+        print(f"records in {paths.shown(paths.records())}")
+        for run in table.loc[table["status"] == "failed"].itertuples():
+            print(f"{run.key} failed: {run.error}", file=sys.stderr)
+    return int((table["status"] == "failed").any())
+
+
+def status(arguments: argparse.Namespace) -> int:
+    """Print the grid of each panel, its counts, and where the records lie."""
+    from synflow_lib import paths
+    from synflow_lib.training import RECIPES
+
+    chosen = None if arguments.panels is None else panels.chosen(arguments.panels)
+    for name in arguments.recipe or ():
+        lookup(RECIPES, name, "recipe")
+    with records_in(require_folder(arguments.records)):
+        show_status(chosen, arguments.recipe)
+        damaged = sorted(paths.records().glob("*.damaged"))
+        print(f"records in {paths.shown(paths.records())}" + (f", {len(damaged)} damaged set aside" if damaged else ""))
+    return 0
+
+
+def results(arguments: argparse.Namespace) -> int:
+    """Write the matching finished runs as CSV, show them, or compare them with the authors'."""
+    from synflow_lib import paths
+    from synflow_lib.benchmark import comparison, results
+
+    if arguments.compare and arguments.out is not None:
+        raise InputError("--compare shows a table and writes no file: leave out --out")
+    with records_in(require_folder(arguments.records)):
+        rows = matching(results.everything() if arguments.compare else results.recorded(), arguments)
+    if rows.empty:
+        raise InputError("no finished run matches: `synflow status` shows what is recorded")
+    if arguments.out is not None:
+        print(f"{len(rows)} runs in {paths.shown(results.write(arguments.out, rows))}")
+        return 0
+    shown = comparison.compare(rows) if arguments.compare else rows[[*SHOWN, "key"]]
+    if shown.empty:
+        raise InputError("none of these runs is a cell of the paper's figure 6 at full width: nothing to compare")
+    print(shown.to_string(index=False, float_format="{:.2f}".format, na_rep="-"))
+    return 0
+
+
+def runs_of(arguments: argparse.Namespace) -> "list[Run]":
+    """The runs that the options of `bench` name; InputError where they contradict each other or are no runs."""
+    from synflow_lib import benchmark
+    from synflow_lib.training import RECIPES
+
+    if arguments.panels:
+        given = [name for name in (*AXES, *OPTIONS) if getattr(arguments, name) is not None]
+        if given:
+            option = given[0].replace("_", "-")
+            raise InputError(f"--panels runs the whole published grid of its panels: leave out --{option}")
+        chosen = panels.chosen(arguments.panels)
+        for name in arguments.recipe:
+            lookup(RECIPES, name, "recipe")
+        return [run for name in arguments.recipe for run in benchmark.published_grid(name, chosen)]
+    axes = {name: default if (given := getattr(arguments, name)) is None else given for name, default in AXES.items()}
+    options = {name: d if (given := getattr(arguments, name)) is None else given for name, d in OPTIONS.items()}
+    compressions = axes.pop("compression")
+    if not all(0 < compression < math.inf for compression in compressions):
+        raise InputError(f"--compression is a ratio of at least 1, not {min(compressions):g}")
+    rewind = not options.pop("no_rewind")
+    return benchmark.grid(
+        *(axes["dataset"], axes["model"], axes["pruner"], map(math.log10, compressions)),
+        *(axes["seed"], arguments.recipe),
+        **options,
+        rewind=rewind,
+    )
+
+
+def speed_of(arguments: argparse.Namespace) -> "Speed | None":
+    """What --with and --without make of the fastest choice for the device; None without them."""
+    from dataclasses import fields, replace
+
+    from synflow_lib import devices
+
+    known = {field.name.replace("_", "-"): field.name for field in fields(devices.Speed)}
+    changes = {}
+    for names, value in ((arguments.on, True), (arguments.off, False)):
+        changes |= {lookup(known, name, "speed feature"): value for name in names}
+    if both := set(arguments.on) & set(arguments.off):
+        raise InputError(f"{min(both)} is switched on and off: leave out one of --with and --without")
+    return replace(devices.Speed.auto(devices.resolve(arguments.device)), **changes) if changes else None
+
+
+def estimate(arguments: argparse.Namespace, runs: "list[Run]", speed: "Speed | None") -> int:
+    """Print how long the runs would take on this kind of device."""
+    from synflow_lib.benchmark import estimate
+
+    where = {"device": arguments.device, "threads": arguments.threads, "speed": speed}
+    table = estimate.estimate(runs, **where, tell=lambda sentence: print(sentence, file=sys.stderr))
+    print(estimate.report(table, arguments.device, arguments.workers, arguments.runs_per_gpu))
+    return 0
+
+
+def matching(rows: "pd.DataFrame", arguments: argparse.Namespace) -> "pd.DataFrame":
+    """The rows that the filters of `results` leave."""
+    from synflow_lib.benchmark.grid import SAME_NETWORK
+
+    for name in ("dataset", "model", "pruner", "recipe"):
+        if (wanted := getattr(arguments, name)) is not None:
+            rows = rows[rows[name].isin(wanted)]
+    if arguments.width is not None:
+        rows = rows[rows["width"] == arguments.width]
+    if arguments.panels is not None:
+        pairs = {(d, SAME_NETWORK.get(m, m)) for d, m in panels.chosen(arguments.panels)}
+        same = [
+            (d, SAME_NETWORK.get(m, m)) in pairs and w == 1 for d, m, w in rows[["dataset", "model", "width"]].values
+        ]
+        rows = rows[same]
+    return rows
+
+
+def show_status(chosen: list[tuple[str, str]] | None, recipes: list[str] | None) -> None:
+    """Print the grids of the panels."""
+    from synflow_lib.benchmark import status
+
+    print("\n".join(status.report(chosen, recipes)))
+
+
+def require_folder(folder: Path | None) -> Path | None:
+    """`folder`; InputError where it was named and is not there."""
+    from synflow_lib import paths
+
+    if folder is not None and not folder.is_dir():
+        raise InputError(f"there is no folder {paths.shown(folder)}")
+    return folder
+
+
+@contextlib.contextmanager
+def records_in(folder: Path | None) -> Iterator[None]:
+    """Keep the records in `folder` for the block, in this process and the workers it starts."""
+    before = os.environ.get("SYNFLOW_RECORDS")
+    if folder is not None:
+        os.environ["SYNFLOW_RECORDS"] = str(folder)
+    try:
+        yield
+    finally:
+        if folder is not None:
+            os.environ.pop("SYNFLOW_RECORDS")
+            os.environ.update({} if before is None else {"SYNFLOW_RECORDS": before})

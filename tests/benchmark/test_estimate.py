@@ -1,0 +1,104 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from synflow_lib.benchmark import Run, grid, published_grid
+from synflow_lib.benchmark import measurement as measurement_module
+from synflow_lib.benchmark.estimate import estimate, parallel, report
+from synflow_lib.benchmark.measurement import Sample
+
+TINY = Sample(batch=2, steps=1, test=2, scoring=2)
+FULL = Run("cifar10", "vgg11", "synflow", 1.0, 0, "fast")
+HERE = {"device_name": "CPU", "threads": 1}
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """No measurement takes time: an image of a step takes 1 ms, of a test 0.1 ms, pruning 3 s; the list of what was."""
+    done = []
+
+    def step_and_test(run, settings, here):
+        done.append((run.dataset, run.model))
+        return 1e-3, 1e-4
+
+    def pruning(run, here):
+        done.append(run.pruner)
+        return 3.0 / (100 if run.pruner in ("snip", "grasp") else 1)
+
+    monkeypatch.setattr(measurement_module, "step_and_test", step_and_test)
+    monkeypatch.setattr(measurement_module, "pruning", pruning)
+    return done
+
+
+def test_the_hours_are_those_of_the_parts(measured):
+    (row,) = estimate([FULL, replace(FULL, pruner="snip"), replace(FULL, log10_compression=0.0)], "cpu").to_dict(
+        "records"
+    )
+    epoch = 50_000 * 1e-3 + 10_000 * 1e-4
+    assert row["epoch_seconds"] == pytest.approx(epoch) and (row["runs"], row["trainings"]) == (3, 3)
+    assert row["hours"] * 3600 == pytest.approx(3 * 16 * epoch + 3 + 3)  # nothing is pruned at compression 1
+    assert row["source"] == "measured" and measured == [("cifar10", "vgg11"), "synflow", "snip"]
+
+
+def test_what_is_shared_is_counted_and_measured_once(measured):
+    table = estimate(published_grid("fast"), "cpu").set_index(["dataset", "model"])
+    assert table["runs"].tolist() == [195] * 12
+    assert table["trainings"].unstack(sort=False).to_numpy().tolist() == [[183, 183, 183, 0]] * 3
+    assert table["source"].xs("wide_resnet18_published", level=1).tolist() == ["nothing to do"] * 3
+    assert len([one for one in measured if isinstance(one, tuple)]) == 6  # the two CIFARs have images of one size
+    said = report(table.reset_index(), "cpu", workers=4)
+    assert "2,340 runs to do, 1,647 trainings" in said and "core-hours on CPU" in said and "on 4 cores" in said
+
+
+def test_records_on_this_kind_of_device_count_instead(measured, record):
+    for seed in range(3):
+        record(replace(FULL, seed=seed + 1), **HERE, epoch_seconds=7.0, train_seconds=100.0 + seed, prune_seconds=9.0)
+    (row,) = estimate([FULL, replace(FULL, seed=1)], "cpu").to_dict("records")
+    assert (row["runs"], row["trainings"], row["source"]) == (1, 1, "records") and measured == []
+    assert row["hours"] * 3600 == pytest.approx(110.0)  # the median, of the same pruner and compression
+    (higher,) = estimate([replace(FULL, log10_compression=2.0)], "cpu").to_dict("records")
+    assert higher["hours"] * 3600 == pytest.approx(16 * 7.0 + 9.0)
+
+
+def test_a_more_compressed_network_says_nothing_of_a_denser_one(measured, record):
+    record(FULL, **HERE, epoch_seconds=7.0)
+    (row,) = estimate([replace(FULL, log10_compression=0.5), replace(FULL, seed=1)], "cpu").to_dict("records")
+    assert row["source"] == "both" and measured == [("cifar10", "vgg11"), "synflow"]
+
+
+@pytest.mark.parametrize("other", [{"device_name": "NVIDIA H200"}, {"threads": 2}])
+def test_records_made_otherwise_do_not_count(measured, record, other):
+    record(replace(FULL, seed=1), **(HERE | other), epoch_seconds=7.0)
+    assert estimate([FULL], "cpu")["source"].tolist() == ["measured"]
+
+
+def test_a_short_recipe_and_cycles(measured):
+    quick = Run("digits", "mlp", "magnitude", 1.0, recipe="smoke", width=0.25)
+    once, twice = (estimate([replace(quick, cycles=n)], "cpu")["hours"].item() * 3600 for n in (0, 2))
+    assert once == pytest.approx(2 * (1_437 * 1e-3 + 360 * 1e-4) + 3)
+    assert twice == pytest.approx(3 * (once - 3) + 2 * 3)
+
+
+@pytest.mark.parametrize("pruner", ["magnitude", "snip", "synflow"])
+def test_a_real_measurement_of_a_tiny_network_needs_no_data_and_keeps_the_random_state(pruner, tmp_path, monkeypatch):
+    monkeypatch.setenv("SYNFLOW_DATA", str(tmp_path / "nothing"))
+    run, said = Run("cifar100", "resnet18", pruner, 1.0, 0, "published", width=0.05), []
+    before = torch.get_rng_state()
+    table = estimate([run], "cpu", sample=TINY, tell=said.append)
+    assert table["hours"].item() > 0 and table["epoch_seconds"].item() > 0
+    assert said == ["measuring resnet18 on images of 32x32 pixels ..."]
+    assert torch.equal(before, torch.get_rng_state()) and not (tmp_path / "nothing").exists()
+
+
+def test_runs_that_are_none_are_refused():
+    with pytest.raises(ValueError, match="unknown model 'vgg12'"):
+        estimate(grid("cifar10", "vgg12", "snip", 1.0), "cpu")
+
+
+def test_runs_that_share_a_gpu_are_one_device():
+    assert parallel(torch.device("cuda", 0), 6, 3) == 2 and parallel(torch.device("cpu"), 6, 3) == 6
+
+
+def test_a_gpu_is_measured_with_whole_batches():
+    assert Sample.of(torch.device("cuda", 0)).batch is None and Sample.of(torch.device("cpu")).batch == 64
