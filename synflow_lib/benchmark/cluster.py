@@ -8,7 +8,6 @@ Tried on CPUs, two nodes with one killed; what concerns GPUs is untested here.
 
 import logging
 import os
-import threading
 import time
 import uuid
 from collections import deque
@@ -21,6 +20,7 @@ from synflow_lib import paths
 from synflow_lib.benchmark import records
 from synflow_lib.benchmark.grid import Run
 from synflow_lib.benchmark.processes import failed
+from synflow_lib.benchmark.stopping import heeding
 from synflow_lib.benchmark.worker import attempt
 from synflow_lib.devices import Speed
 from synflow_lib.errors import InputError, lookup
@@ -134,7 +134,8 @@ class Tasks:
         finally:
             flag.unlink(missing_ok=True)
         for run, reason in lost.items():
-            report(failed(run, f"its process or node died again and again: {reason}"))
+            stopped = {"key": run.key, "status": "stopped"}  # it was lost once, and nobody wants it again
+            report(stopped if STOP.is_set() else failed(run, f"its process or node died again and again: {reason}"))
 
     def round(self, runs: Sequence[Run], flag: Path, report: Report) -> dict[Run, str]:
         """Hand out `runs`, not too many at a time, and report their answers; return those lost, with the reason."""
@@ -154,10 +155,10 @@ class Tasks:
                 for reference in ray.wait(list(flying), timeout=LOOK_EVERY)[0] if flying else ():
                     run = flying.pop(reference)
                     answer = heard(reference, run)
-                    if answer["status"] == "lost" and not STOP.is_set():
+                    if answer["status"] == "lost":
                         lost[run] = answer["error"]
                     else:
-                        report(answer if answer["status"] != "lost" else {"key": run.key, "status": "stopped"})
+                        report(answer)
         finally:
             for reference in flying:  # only where something went wrong, or somebody is in a hurry
                 ray.cancel(reference, force=True)
@@ -181,30 +182,8 @@ def task(fields: dict, device: str, threads: int, speed: Speed | None, flag: str
 
     An OSError may be the moment's (a network file system): Ray tries again. A full disk is an InputError and is not.
     """
-    with heeding(paths.records() / flag):
+    with heeding(paths.records() / flag, LOOK_EVERY):
         return attempt(Run(**fields), place(device), threads, speed, through=(OSError,))
-
-
-@contextmanager
-def heeding(flag: Path) -> Iterator[None]:
-    """For the block, STOP is set as soon as the file `flag` is there."""
-    over = threading.Event()
-
-    def watch() -> None:
-        while not over.wait(LOOK_EVERY):
-            if flag.exists():
-                STOP.set()
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    if flag.exists():
-        STOP.set()
-    watcher.start()
-    try:
-        yield
-    finally:
-        over.set()
-        watcher.join()
-        STOP.clear()  # the process goes on to serve others
 
 
 def place(device: str) -> str:

@@ -5,6 +5,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from synflow_lib.training.checkpoint import STOP
 
@@ -52,6 +53,28 @@ def announce() -> None:
     """Set STOP, and tell the person what happens now."""
     STOP.set()
     print(SENTENCE, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def heeding(flag: Path, seconds: float) -> Iterator[None]:
+    """For the block, STOP is set within `seconds` of the file `flag` being there: the way to processes elsewhere."""
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(seconds):
+            if flag.exists():
+                STOP.set()
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    if flag.exists():
+        STOP.set()
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watcher.join()
+        STOP.clear()  # the process goes on to serve others
 
 
 def _restore(handlers: dict) -> None:

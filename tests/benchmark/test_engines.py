@@ -1,19 +1,21 @@
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
-import threading
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import torch
+from benchmark.drivers import epochs_saved, go, start, starts, wait_for
 
-from synflow_lib import data
-from synflow_lib.benchmark import engines, records, run_all
-from synflow_lib.benchmark.engines import Worker, default_workers
+from synflow_lib import data, paths
+from synflow_lib.benchmark import claims, engines, grid, records, run, run_all, stopping
+from synflow_lib.benchmark.engines import Means, default_workers
+from synflow_lib.benchmark.progress import Progress
 from synflow_lib.errors import InputError
 
 SOME = ("random", "snip", "synflow")
@@ -22,24 +24,6 @@ SOME = ("random", "snip", "synflow")
 @pytest.fixture
 def runs(quick):
     return [replace(quick, pruner=pruner) for pruner in SOME]
-
-
-@pytest.fixture
-def deaths(monkeypatch):
-    """Kill the worker processes as they are asked, so often as the test says: kill -9, before they can answer."""
-    left = []
-    original = Worker._running
-
-    def running(worker):
-        process = original(worker)
-        if left:
-            left.pop()
-            process.kill()
-            process.wait()
-        return process
-
-    monkeypatch.setattr(Worker, "_running", running)
-    return left
 
 
 def test_both_engines_give_the_same_bits(runs, monkeypatch, tmp_path):
@@ -62,24 +46,8 @@ def test_recorded_and_repeated_runs_are_not_done_again(runs, monkeypatch):
 
 
 def test_one_run_needs_no_process(quick, monkeypatch):
-    monkeypatch.setattr(engines, "team", lambda *_: pytest.fail("started processes"))
+    monkeypatch.setattr(engines, "side_by_side", lambda *_: pytest.fail("started processes"))
     assert run_all([quick], "processes", workers=4, device="cpu", progress=False)["status"].tolist() == ["done"]
-
-
-def test_a_killed_worker_costs_its_run_alone_which_is_tried_again(runs, deaths):
-    deaths.append(1)
-    table = run_all(runs, "processes", workers=2, device="cpu", progress=False)
-    assert table["status"].tolist() == ["done"] * 3 and not deaths
-
-
-def test_a_run_whose_worker_dies_twice_is_recorded_as_failed(quick, deaths):
-    deaths.extend([1, 1])
-    worker = Worker("cpu", 1)
-    assert worker.twice(quick) == {"key": quick.key, "status": "failed"}
-    assert records.read(quick.key)["error"] == "its process died twice: signal 9, often for want of memory"
-    assert worker.twice(quick)["status"] == "done"
-    worker.kill()
-    worker.close()
 
 
 def test_a_failing_run_does_not_stop_the_others(runs, monkeypatch):
@@ -111,10 +79,11 @@ def test_a_record_that_cannot_be_written_stops_everything_at_once(runs, monkeypa
 @pytest.mark.parametrize(
     ("wrong", "sentence"),
     [
-        ({"engine": "ray"}, "unknown engine 'ray'"),
+        ({"engine": "rai"}, "unknown engine 'rai'; did you mean 'ray'"),
         ({"device": "tpu"}, "unknown device 'tpu'"),
         ({"workers": 0}, "workers and threads must be at least 1"),
         ({"threads": 0}, "workers and threads must be at least 1"),
+        ({"runs_per_gpu": 0}, "runs_per_gpu must be at least 1, not 0"),
     ],
 )
 def test_bad_input_is_refused_before_any_work(wrong, sentence, quick, monkeypatch):
@@ -130,28 +99,145 @@ def test_workers_default_to_the_cores_that_may_be_used():
     assert default_workers(torch.device("mps")) == 1
 
 
-def test_an_interrupted_driver_ends_its_workers(runs, monkeypatch):
-    started = []
-    original = Worker._start
-
-    def start(worker):
-        original(worker)
-        started.append(worker.process)
-
-    def interrupted(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(Worker, "_start", start)
-    monkeypatch.setattr(engines.Progress, "__call__", interrupted)
-    many = [replace(run, seed=seed) for run in runs for seed in range(5)]
-    with pytest.raises(KeyboardInterrupt):
-        run_all(many, workers=2, device="cpu", progress=False)
-    assert len(started) == 2 and all(process.returncode == -signal.SIGKILL for process in started)
-    assert not any(thread.name == "listener" for thread in threading.enumerate())
-    assert 0 < (records.table(many)["status"] == "done").sum() < len(many)
+def test_runs_share_gpus_which_take_turns(runs, monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(engines, "side_by_side", lambda runs, places, *_: asked.append(places))
+    progress = Progress(4, 0, shown=False)
+    with engines.processes(Means(device="cuda:0", runs_per_gpu=3), 99, progress) as serve:
+        serve(runs * 3, pytest.fail)
+    assert asked == [["cuda:0", "cuda:1"] * 3]
+    progress({"key": "a", "status": "done", "seconds": 3600})
+    assert progress.forecast().startswith("0.33 GPU-hours")
+    with engines.processes(Means(device="cuda:1", workers=2), 99, progress) as serve:
+        serve(runs[:1], pytest.fail)
+    assert asked[1:] == [["cuda:1"]]
 
 
-SCRIPT = """
+class Other:
+    """Another driver on the same folder, that has `run`; `act` is called as soon as this one waits for it."""
+
+    def __init__(self, run, monkeypatch, act):
+        self.claim = claims.claim(run.key)
+        assert self.claim.__enter__()
+        monkeypatch.setattr(Progress, "waiting", lambda _, number: act(number))
+
+    def end(self):
+        self.claim.__exit__(None, None, None)
+
+
+def test_a_run_of_another_driver_is_waited_for(quick, monkeypatch, evaluations):
+    record = {**run(quick, device="cpu"), "accuracy_best": 12.5}
+    records.path(quick.key).unlink()
+    evaluations.clear()
+
+    def act(number):
+        assert number == 1
+        records.write(record)
+        other.end()
+
+    other = Other(quick, monkeypatch, act)
+    table = run_all([quick], device="cpu", progress=False)
+    assert table["accuracy_best"].tolist() == [12.5] and not evaluations
+
+
+def test_a_failure_of_another_driver_is_not_tried_again_but_an_older_one_is(quick, monkeypatch, evaluations):
+    failure = {**asdict(quick), "key": quick.key, "status": "failed", "error": "out of memory"}
+
+    def act(_):
+        records.write(failure)
+        other.end()
+
+    other = Other(quick, monkeypatch, act)
+    assert run_all([quick], device="cpu", progress=False)["error"].tolist() == ["out of memory"]
+    assert not evaluations
+    other = Other(quick, monkeypatch, lambda _: other.end())
+    assert run_all([quick], device="cpu", progress=False)["status"].tolist() == ["done"]
+
+
+def test_what_a_killed_driver_had_is_taken_over_and_goes_on(slow, quick, monkeypatch, evaluations):
+    monkeypatch.setenv("SYNFLOW_CHECKPOINT_SECONDS", "0")
+    driver = start([slow], "serial")
+    saved = []
+
+    def kill(_):
+        if epochs_saved(slow) is not None:
+            saved.append(epochs_saved(slow))
+            driver.kill()
+            driver.communicate()
+
+    monkeypatch.setattr(Progress, "waiting", lambda _, number: kill(number))
+    monkeypatch.setattr(engines, "LOOK_EVERY", 0.01)
+    go(driver)
+    wait_for(lambda: claims.held(slow.key))
+    assert run_all([slow], device="cpu", progress=False)["status"].tolist() == ["done"]
+    assert driver.returncode == -signal.SIGKILL and evaluations["all"] <= 2 - saved[0]
+    assert epochs_saved(slow) is None
+
+
+def test_two_drivers_on_one_folder_do_every_run_once(runs):
+    many = [replace(run, seed=seed) for run in runs for seed in range(2)]
+    both = [start(many, "serial") for _ in range(2)]
+    for driver in both:
+        go(driver)
+    for driver in both:
+        assert driver.communicate(timeout=120) == (f"{['done'] * len(many)}\n", ""), "a driver said something else"
+    assert sorted(starts(paths.records())) == sorted(run.key for run in many)
+
+
+def test_an_interrupted_driver_saves_what_is_in_progress(slow, evaluations):
+    many = [replace(slow, seed=seed) for seed in range(3)]
+    driver = start(many, "processes")
+    go(driver)
+    wait_for(lambda: len(claims.running()) == 2)
+    driver.send_signal(signal.SIGINT)
+    output, errors = driver.communicate(timeout=120)
+    assert driver.returncode == -signal.SIGINT and output == "" and errors.count(stopping.SENTENCE) == 1
+    saved = [epochs_saved(run) for run in many]
+    assert saved.count(None) == 1 and not list(paths.records().glob("*.json")) and not claims.running()
+    again = next(run for run in many if epochs_saved(run))
+    assert run_all([again], "serial", device="cpu", progress=False)["status"].tolist() == ["done"]
+    assert evaluations["all"] == 2 - saved[many.index(again)]
+
+
+def test_a_second_interrupt_ends_at_once(slow):
+    driver = start([replace(slow, recipe="described")], "serial")  # 160 epochs: it cannot be at its end
+    go(driver)
+    wait_for(claims.running)
+    driver.send_signal(signal.SIGINT)
+    assert stopping.SENTENCE in driver.stderr.readline()
+    driver.send_signal(signal.SIGINT)
+    assert "KeyboardInterrupt" in driver.communicate(timeout=120)[1]
+    assert driver.returncode == -signal.SIGINT and not claims.running()
+
+
+def test_a_full_disk_stops_everything_and_costs_nothing_once_there_is_space(quick, monkeypatch, evaluations):
+    monkeypatch.setenv("SYNFLOW_CHECKPOINT_SECONDS", "0")
+    with monkeypatch.context() as patch:
+
+        def full(path, *_, **__):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+        patch.setattr(Path, "write_text", full)
+        with pytest.raises(InputError, match=r"cannot write .*: No space left on device; free some space"):
+            run_all([quick, replace(quick, seed=1)], "serial", device="cpu", progress=False)
+    assert evaluations["all"] == 3 and epochs_saved(quick) == 2
+    assert run_all([quick], device="cpu", progress=False)["status"].tolist() == ["done"]
+    assert evaluations["all"] == 3
+
+
+def test_a_damaged_record_and_a_damaged_checkpoint_cost_their_run_alone(runs, monkeypatch, evaluations):
+    whole = run_all(runs, "serial", device="cpu", progress=False)
+    records.path(runs[0].key).write_text('{"key": ')
+    claims.checkpoint(runs[0].key).parent.mkdir()
+    claims.checkpoint(runs[0].key).write_bytes(b"\x00" * 40)
+    evaluations.clear()
+    again = run_all(runs, "serial", device="cpu", progress=False)
+    assert evaluations["all"] == 3 and again["accuracy_last"].tolist() == whole["accuracy_last"].tolist()
+    assert not claims.checkpoints(runs[0].key)
+
+
+GUARDLESS = """
 import sys
 from synflow_lib.benchmark import grid, run_all
 print("started", flush=True)
@@ -161,9 +247,9 @@ run_all(grid("digits", "mlp", ["random", "snip", "synflow"], 1, (0, 1), "smoke",
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="looks for processes in /proc")
 def test_a_script_without_a_guard_survives_its_own_death(tmp_path, quick):
-    """kill -9 of the driver in the middle: what was recorded is whole, no worker stays, the second call finishes."""
+    """kill -9 of the driver in the middle: what was recorded is whole, no worker stays, a second driver finishes."""
     script = tmp_path / "script.py"
-    script.write_text(SCRIPT)
+    script.write_text(GUARDLESS)
     folder = tmp_path / "records"
     driver = subprocess.Popen([sys.executable, str(script)], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
@@ -178,7 +264,8 @@ def test_a_script_without_a_guard_survives_its_own_death(tmp_path, quick):
         time.sleep(0.05)
     assert workers and not any(_alive(pid) for pid in workers)
     kept.update({path: path.read_text() for path in folder.glob("*.json")})  # finished between the two signals
-    subprocess.run([sys.executable, str(script)], check=True, capture_output=True, timeout=300)
+    runs = grid("digits", "mlp", ["random", "snip", "synflow"], 1, (0, 1), "smoke", width=0.25)
+    assert set(run_all(runs, "serial", device="cpu", progress=False)["status"]) == {"done"}
     assert len(list(folder.glob("*.json"))) == 6 and not list(folder.glob("*.damaged"))
     assert all(path.read_text() == text for path, text in kept.items())
 

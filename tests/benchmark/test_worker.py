@@ -1,15 +1,45 @@
 import json
 import subprocess
 import sys
+import threading
 from dataclasses import asdict
 
-from synflow_lib.benchmark import records
+import pytest
+from benchmark.drivers import wait_for
+
+from synflow_lib.benchmark import claims, records
 from synflow_lib.benchmark.worker import attempt
 from synflow_lib.errors import InputError
+from synflow_lib.training import checkpoint
+from synflow_lib.training.checkpoint import STOP
 
 
 def test_attempt_tells_the_status(quick):
-    assert attempt(quick, "cpu", 1) == {"key": quick.key, "status": "done"}
+    answer = attempt(quick, "cpu", 1)
+    record = records.read(quick.key)
+    seconds = record["prune_seconds"] + record["train_seconds"]
+    assert answer == {"key": quick.key, "status": "done", "seconds": seconds} and seconds > 0
+    assert attempt(quick, "cpu", 1) == {"key": quick.key, "status": "done"}  # now it took nothing
+
+
+def test_what_another_process_does_is_elsewhere(quick):
+    with claims.claim(quick.key):
+        assert attempt(quick, "cpu", 1) == {"key": quick.key, "status": "elsewhere"}
+    assert records.read(quick.key) is None
+
+
+def test_a_stop_ends_a_run_after_its_epoch_and_begins_no_other(slow, monkeypatch):
+    monkeypatch.setattr(checkpoint.Checkpoint, "_write", lambda *_: stopped.append(1))
+    stopped = []
+    timer = threading.Thread(target=lambda: (wait_for(lambda: claims.held(slow.key)), STOP.set()))
+    timer.start()
+    try:
+        assert attempt(slow, "cpu", 1) == {"key": slow.key, "status": "stopped"}
+        timer.join()
+        assert attempt(slow, "cpu", 1) == {"key": slow.key, "status": "stopped"}
+    finally:
+        STOP.clear()
+    assert stopped == [1] and records.read(slow.key) is None
 
 
 def test_a_recorded_failure_is_a_status_and_not_an_error(quick, monkeypatch):
@@ -29,13 +59,34 @@ def test_what_could_not_be_recorded_is_told(quick, monkeypatch):
     assert attempt(quick, "cpu", 1) == {"key": quick.key, "status": "unrecorded", "error": "cannot write: no space"}
 
 
+def test_an_exception_may_be_let_through_once_it_is_recorded(quick, monkeypatch):
+    def broken(*_):
+        raise TimeoutError("stale file handle")
+
+    monkeypatch.setattr(sys.modules["synflow_lib.benchmark.run"], "execute", broken)
+    with pytest.raises(TimeoutError):
+        attempt(quick, "cpu", 1, through=(OSError,))
+    assert records.read(quick.key)["error"] == "stale file handle"
+
+
 def test_a_worker_answers_in_json_and_ends_with_its_driver(quick):
     process = subprocess.Popen(
         [sys.executable, "-m", "synflow_lib.benchmark.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
+    request = {"run": asdict(quick), "device": "cpu", "threads": 1, "speed": None}
     with process:
-        print(json.dumps({"run": asdict(quick), "device": "cpu", "threads": 1}), file=process.stdin, flush=True)
-        assert json.loads(process.stdout.readline()) == {"key": quick.key, "status": "done"}
+        print(json.dumps(request), file=process.stdin, flush=True)
+        assert json.loads(process.stdout.readline())["status"] == "done"
         process.stdin.close()
         assert process.wait(30) == 0
     assert records.find(quick)["threads"] == 1
+
+
+def test_a_worker_is_told_to_stop_while_it_works(slow):
+    lines = [{"run": asdict(slow), "device": "cpu", "threads": 1, "speed": None}, {"stop": True}]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "synflow_lib.benchmark.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    with process:
+        print(*map(json.dumps, lines), sep="\n", file=process.stdin, flush=True)
+        assert json.loads(process.stdout.readline()) == {"key": slow.key, "status": "stopped"}

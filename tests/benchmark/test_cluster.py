@@ -1,0 +1,210 @@
+import os
+import re
+import signal
+import sys
+import threading
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from benchmark.drivers import epochs_saved, wait_for
+
+from synflow_lib import benchmark, paths
+from synflow_lib.benchmark import Run, claims, records, run_all
+from synflow_lib.benchmark.stopping import SENTENCE
+from synflow_lib.errors import InputError
+
+
+def test_without_ray_one_sentence_says_what_to_install(quick, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.delitem(sys.modules, "synflow_lib.benchmark.cluster", raising=False)
+    monkeypatch.delattr(benchmark, "cluster", raising=False)
+    with pytest.raises(InputError, match=r'which is not installed: pip install "synflow-companion\[cluster\]"'):
+        run_all([quick], "ray", device="cpu", progress=False)
+
+
+ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'synflow-companion[cluster]'")
+from synflow_lib.benchmark import cluster  # noqa: E402  (it needs Ray)
+
+
+def test_a_task_names_its_gpu_as_torch_counts_them(monkeypatch):
+    context = SimpleNamespace(get_accelerator_ids=lambda: {"GPU": ["3"]})
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert cluster.place("cpu") == "cpu" and cluster.place("cuda") == "cuda:3"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
+    assert cluster.place("cuda") == "cuda:1"
+
+
+def test_what_the_nodes_get_of_the_environment_is_absolute(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SYNFLOW_RECORDS", "mine")
+    monkeypatch.setenv("SYNFLOW_CHECKPOINT_SECONDS", "5")
+    given = cluster.environment(2)
+    assert given["SYNFLOW_RECORDS"] == str(tmp_path / "mine") and given["SYNFLOW_CHECKPOINT_SECONDS"] == "5"
+    assert given["OMP_NUM_THREADS"] == "2" and (Path(given["PYTHONPATH"].split(os.pathsep)[0]) / "synflow_lib").is_dir()
+
+
+def test_runs_share_gpus_and_are_handed_out_in_portions(monkeypatch):
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"GPU": 16.0, "CPU": 96.0})
+    monkeypatch.setattr(cluster, "nodes", lambda: [{"Resources": {"CPU": 48}}])
+    monkeypatch.setattr(cluster, "require_shared_records", lambda: None)
+    tasks = cluster.Tasks("auto", runs_per_gpu=3)
+    assert tasks.device == "cuda" and tasks.needs == {"CPU": 1, "GPU": 1 / 3} and tasks.limit() == 48 + cluster.AHEAD
+    assert (
+        cluster.Tasks("cpu", threads=4).limit() == 24 + cluster.AHEAD and cluster.Tasks("cpu", workers=5).limit() == 5
+    )
+    with pytest.raises(InputError, match="no node of the cluster has 64 CPU cores"):
+        cluster.Tasks("cpu", threads=64)
+    with pytest.raises(InputError, match="unknown device of a cluster 'cuda:1'; did you mean 'cuda'"):
+        cluster.Tasks("cuda:1")
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 96.0})
+    with pytest.raises(InputError, match="the cluster has no GPU"):
+        cluster.Tasks("cuda")
+
+
+class FakeRay:
+    """Ray without processes: a task is done when it is asked for, and dies as often as `deaths` of its key says."""
+
+    def __init__(self, monkeypatch):
+        self.deaths, self.cancelled = {}, []
+        monkeypatch.setattr(cluster, "require_shared_records", lambda: None)
+        monkeypatch.setattr(cluster, "nodes", lambda: [{"Resources": {"CPU": 1}}])
+        monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 1.0})
+        monkeypatch.setattr(ray, "is_initialized", lambda: True)
+        monkeypatch.setattr(ray, "remote", self.remote)
+        monkeypatch.setattr(ray, "wait", lambda references, timeout: (references[:1], references[1:]))
+        monkeypatch.setattr(ray, "get", lambda reference: reference())
+        monkeypatch.setattr(ray, "cancel", lambda reference, force: self.cancelled.append(reference))
+
+    def remote(self, **_):
+        def decorated(task):
+            return SimpleNamespace(remote=lambda fields, *rest: lambda: self.done(task, fields, *rest))
+
+        return decorated
+
+    def done(self, task, fields, *rest):
+        deaths = self.deaths.get(Run(**fields).key)
+        if deaths:
+            raise deaths.pop()
+        return task(fields, *rest)
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    return FakeRay(monkeypatch)
+
+
+def test_a_lost_run_is_handed_out_again_in_three_rounds_and_then_recorded_as_failed(fake, quick):
+    lucky, unlucky = replace(quick, seed=1), replace(quick, seed=2)
+    crash = ray.exceptions.WorkerCrashedError
+    fake.deaths = {lucky.key: [crash() for _ in range(2)], unlucky.key: [crash() for _ in range(3)]}
+    table = run_all([quick, lucky, unlucky], "ray", device="cpu", progress=False)
+    assert table["status"].tolist() == ["done", "done", "failed"]
+    assert table["error"][2].startswith("its process or node died again and again: The worker died")
+
+
+def test_an_error_of_the_task_is_recorded_and_stops_no_other(fake, quick):
+    error = ray.exceptions.RayTaskError("task", "its traceback", OSError("stale file handle"))
+    fake.deaths = {quick.key: [error]}
+    table = run_all([quick, replace(quick, seed=1)], "ray", device="cpu", progress=False)
+    assert table["status"].tolist() == ["failed", "done"] and table["error"][0] == "stale file handle"
+
+
+def test_a_full_disk_ends_what_is_in_flight(fake, quick, monkeypatch):
+    def full(_):
+        raise InputError("cannot write the record: No space left on device")
+
+    monkeypatch.setattr(records, "write", full)
+    with pytest.raises(InputError, match="No space left"):
+        run_all([replace(quick, seed=seed) for seed in range(3)], "ray", device="cpu", progress=False)
+    assert len(fake.cancelled) == 2
+
+
+def test_a_wrong_address_is_one_sentence(quick, monkeypatch):
+    def unreachable(address, **_):
+        raise ConnectionError(f"no cluster\nat {address}")
+
+    monkeypatch.setattr(ray, "init", unreachable)
+    with pytest.raises(InputError, match=r"cannot join a Ray cluster at far:1: no cluster at far:1 .*RAY_AUTH_TOKEN"):
+        run_all([quick], "ray", device="cpu", progress=False, address="far:1")
+
+
+@pytest.fixture(scope="module")
+def two_nodes():
+    """A cluster of two nodes of one core each on this machine."""
+    from ray.cluster_utils import Cluster
+
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    made.add_node(num_cpus=1)
+    yield made
+    made.shutdown()
+
+
+@pytest.fixture
+def member(two_nodes):
+    """This program has joined the cluster of two nodes."""
+    if not ray.is_initialized():
+        ray.init(two_nodes.address, log_to_driver=False, logging_level="ERROR")
+
+
+def busy() -> dict[int, int]:
+    """The processes that do a run now, by what Ray calls them, and the parent of each: its node's raylet."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if (folder / "cmdline").read_bytes().startswith(b"ray::task"):
+                found[int(folder.name)] = int(re.search(r"PPid:\s(\d+)", (folder / "status").read_text())[1])
+        except (FileNotFoundError, ProcessLookupError):  # it has just ended
+            continue
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="looks for processes in /proc")
+class TestTwoNodes:
+    """The first two are of a program that has joined Ray by itself; the last one leaves one node."""
+
+    def test_a_folder_that_the_nodes_do_not_share_is_refused(self, member, quick, monkeypatch, tmp_path):
+        here = cluster.environment
+        monkeypatch.setattr(cluster, "environment", lambda n: {**here(n), "SYNFLOW_RECORDS": str(tmp_path / "own")})
+        with pytest.raises(InputError, match=r"the Ray node [\d.]+ does not share the records folder .*own"):
+            run_all([quick], "ray", device="cpu", progress=False)
+        assert not list(paths.records().iterdir())
+
+    def test_a_stop_reaches_the_nodes_and_the_runs_go_on_later(self, member, slow, evaluations, capsys):
+        def interrupt():
+            wait_for(lambda: len(claims.running()) == 2)
+            os.kill(os.getpid(), signal.SIGINT)
+
+        many = [replace(slow, seed=seed) for seed in range(4)]
+        threading.Thread(target=interrupt).start()
+        with pytest.raises(KeyboardInterrupt):
+            run_all(many, "ray", device="cpu", progress=False)
+        saved = [epochs_saved(run) for run in many]
+        assert saved.count(None) == 2 and not list(paths.records().glob("*.json")) and not claims.running()
+        assert capsys.readouterr().err == SENTENCE + "\n" and ray.is_initialized()
+        again = next(run for run in many if epochs_saved(run))
+        assert run_all([again], "serial", device="cpu", progress=False)["status"].tolist() == ["done"]
+        assert evaluations["all"] == 2 - saved[many.index(again)] and not list(paths.records().glob(".*"))
+
+    def test_a_killed_worker_and_a_killed_node_cost_no_run(self, two_nodes, slow, quick):
+        ray.shutdown()
+        (node,) = two_nodes.worker_nodes
+        first, second = (made.all_processes["raylet"][0].process.pid for made in (two_nodes.head_node, node))
+        killed = []
+
+        def kill():
+            wait_for(lambda: len(claims.running()) == 2 and {first, second} <= set(busy().values()))
+            killed.extend(pid for pid, parent in busy().items() if parent == first)
+            os.kill(killed[0], signal.SIGKILL)
+            two_nodes.remove_node(node, allow_graceful=False)
+
+        killer = threading.Thread(target=kill)
+        killer.start()
+        many = [*(replace(slow, seed=seed) for seed in range(2)), *(replace(quick, seed=seed) for seed in range(6))]
+        table = run_all(many, "ray", device="cpu", progress=False, address=two_nodes.address)
+        killer.join()
+        assert table["status"].tolist() == ["done"] * 8 and len(killed) == 1 and not two_nodes.worker_nodes
+        assert run_all(many, "ray", device="cpu", progress=False, address="nowhere").equals(table)  # nothing to do
