@@ -1,6 +1,7 @@
 # The companion's commands; `make help` lists them.
 #   make reproduce CHAPTERS="03 06"      some chapters only
 #   make setup PYTHON=python3.12         another Python for .venv
+#   make test JOBS=8                     unit tests in as many processes
 
 PYTHON ?= python3
 VENV := .venv
@@ -8,6 +9,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SCRATCH := $(CURDIR)/build/test
 CHAPTERS ?=
+JOBS ?= 2
 
 # The engines start one process per core, and a second level of threads below them only costs time.
 export OMP_NUM_THREADS ?= 1
@@ -38,13 +40,15 @@ reproduce: setup  ## run the chapters on this computer and make build/quick/inde
 
 site: reproduce  ## the same: the chapters as pages
 
-# Both parts run, and the exit status is that of the first that failed. The chapters find no record of earlier
+# All parts run, and the exit status is that of the last that failed. The unit tests share JOBS processes, but for the
+# slow ones, which start a cluster of their own. The chapters find no record of earlier
 # runs and draw elsewhere, so a cached result hides nothing and the committed figures stay as they are. What the
 # plugin or the kernels warn about is not ours, so warnings are errors in the unit tests alone.
 test: setup  ## unit tests, then every chapter under nbval
 	@rm -rf "$(SCRATCH)"
 	@status=0; \
-	$(BIN)/python -m pytest --quiet tests || status=$$?; \
+	$(BIN)/python -m pytest --quiet -n $(JOBS) --dist loadscope -m "not slow" tests || status=$$?; \
+	$(BIN)/python -m pytest --quiet -m slow tests || status=$$?; \
 	SYNFLOW_FIGURES="$(SCRATCH)/figures" SYNFLOW_RECORDS="$(SCRATCH)/records" JUPYTER_PREFER_ENV_PATH=1 \
 	$(BIN)/python -m pytest --quiet -W default -p no:cacheprovider \
 	  --nbval-lax --nbval-current-env --nbval-cell-timeout=300 notebooks || status=$$?; \

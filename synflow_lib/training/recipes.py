@@ -128,7 +128,8 @@ def fast(dataset: str, model: str) -> Recipe:
             --compression 1 100 --seed 0 1 2 --recipe fast
     The rest: Page's peak (learning rate 0.4 for a batch of 512, reached after a fifth of the epochs) and weight decay
     5e-4, at a batch of 256 with the learning rate in proportion. The 16 epochs, and all of it for ResNets, are
-    untuned.
+    untuned: VGG-11 on CIFAR-10 pruned by SynFlow (one seed, data/results/cifar10_vgg11.csv) ends at 83.8 % at
+    compression 100 and 72.7 % at 1,000, where the authors' best of 160 epochs are 86.8 and 76.9 %.
     """
     if dataset == "digits":
         values = {"epochs": 6, "batch_size": 64, "lr": 0.1, "warm_up": 1.2, "weight_decay": 5e-4}

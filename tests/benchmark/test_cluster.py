@@ -136,6 +136,8 @@ def two_nodes():
     """A cluster of two nodes of one core each on this machine."""
     from ray.cluster_utils import Cluster
 
+    # Ray lets its workers give way to everything else (niceness 15): on a busy machine they would starve.
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 (its own spelling)
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     made.add_node(num_cpus=1)
     yield made
@@ -178,16 +180,17 @@ class TestTwoNodes:
             wait_for(lambda: len(claims.running()) == 2)
             os.kill(os.getpid(), signal.SIGINT)
 
-        many = [replace(slow, seed=seed) for seed in range(4)]
+        many = [replace(slow, seed=seed) for seed in range(100)]  # enough until the second node has begun, too
         threading.Thread(target=interrupt).start()
         with pytest.raises(KeyboardInterrupt):
             run_all(many, "ray", device="cpu", progress=False)
-        saved = [epochs_saved(run) for run in many]
-        assert saved.count(None) == 2 and not list(paths.records().glob("*.json")) and not claims.running()
+        saved = {run: epochs_saved(run) for run in many if epochs_saved(run)}
+        assert len(saved) == 2 and all(records.find(run) is None for run in saved) and not claims.running()
+        assert len(list(paths.records().glob("*.json"))) < 90
         assert capsys.readouterr().err == SENTENCE + "\n" and ray.is_initialized()
-        again = next(run for run in many if epochs_saved(run))
+        again, epochs = saved.popitem()
         assert run_all([again], "serial", device="cpu", progress=False)["status"].tolist() == ["done"]
-        assert evaluations["all"] == 2 - saved[many.index(again)] and not list(paths.records().glob(".*"))
+        assert evaluations["all"] == 2 - epochs and not list(paths.records().glob(".*"))
 
     def test_a_killed_worker_and_a_killed_node_cost_no_run(self, two_nodes, slow, quick):
         ray.shutdown()
@@ -203,8 +206,8 @@ class TestTwoNodes:
 
         killer = threading.Thread(target=kill)
         killer.start()
-        many = [*(replace(slow, seed=seed) for seed in range(2)), *(replace(quick, seed=seed) for seed in range(6))]
+        many = [*(replace(slow, seed=seed) for seed in range(10)), *(replace(quick, seed=seed) for seed in range(6))]
         table = run_all(many, "ray", device="cpu", progress=False, address=two_nodes.address)
         killer.join()
-        assert table["status"].tolist() == ["done"] * 8 and len(killed) == 1 and not two_nodes.worker_nodes
+        assert table["status"].tolist() == ["done"] * 16 and len(killed) == 1 and not two_nodes.worker_nodes
         assert run_all(many, "ray", device="cpu", progress=False, address="nowhere").equals(table)  # nothing to do

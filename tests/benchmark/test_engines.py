@@ -193,11 +193,12 @@ def test_an_interrupted_driver_saves_what_is_in_progress(slow, evaluations):
     driver.send_signal(signal.SIGINT)
     output, errors = driver.communicate(timeout=120)
     assert driver.returncode == -signal.SIGINT and output == "" and errors.count(stopping.SENTENCE) == 1
-    saved = [epochs_saved(run) for run in many]
-    assert saved.count(None) == 1 and not list(paths.records().glob("*.json")) and not claims.running()
-    again = next(run for run in many if epochs_saved(run))
+    saved = {run: epochs_saved(run) for run in many if epochs_saved(run)}
+    recorded = [run for run in many if records.find(run) is not None]  # on a slow day one ends before the signal
+    assert saved and not set(saved) & set(recorded) and len(saved) + len(recorded) < 3 and not claims.running()
+    again, epochs = saved.popitem()
     assert run_all([again], "serial", device="cpu", progress=False)["status"].tolist() == ["done"]
-    assert evaluations["all"] == 2 - saved[many.index(again)]
+    assert evaluations["all"] == 2 - epochs
 
 
 def test_a_second_interrupt_ends_at_once(slow):

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from synflow_lib import paths
-from synflow_lib.benchmark import Run, records, results
+from synflow_lib.benchmark import Run, published, records, results
 from synflow_lib.errors import InputError
 
 FULL = Run("cifar10", "vgg11", "synflow", 1.0, 1, "fast")
@@ -163,3 +163,16 @@ def test_committed_results_are_current_and_in_order():
     rows = results.committed()
     assert all(map(results.current, rows.to_dict("records")))
     assert [records.run_of(row).key for row in rows.to_dict("records")] == rows["key"].tolist()
+
+
+def test_the_first_epoch_tells_which_recipe_made_the_published_numbers():
+    """ERRATA 2, from the committed epochs and the authors' 15 dense runs of VGG-16 on CIFAR-100."""
+    ours = results.first_epochs().query("epoch == 1").set_index("recipe")
+    theirs = published.table("figure1_curves").query("log10_compression == 0 and epoch == 1")
+    losses, accuracies = theirs["train_loss"], theirs["top1_accuracy"]
+    assert losses.min() <= ours["train_loss"]["published"] <= losses.max()
+    spread = accuracies.max() - accuracies.min()
+    assert abs(ours["test_accuracy"]["published"] - accuracies.mean()) < spread
+    # Plain SGD is further off than the authors' runs are from each other: three times as far, and more.
+    assert losses.min() - ours["train_loss"]["described"] > 3 * (losses.max() - losses.min())
+    assert ours["test_accuracy"]["described"] - accuracies.max() > 3 * spread
