@@ -40,6 +40,7 @@ def run(spec: Run, device: str | torch.device = "auto", speed: Speed | None = No
     if (record := records.find(spec.validate())) is not None:
         return record
     device = devices.resolve(device)
+    checkpoint_interval()  # refused here, before any work
     paths.require_writable(paths.records())
     with claims.claim(spec.key) as ours:
         if not ours:
@@ -122,8 +123,19 @@ def checkpoint(
     about = {**asdict(spec), "settings": settings.settings(), "dataset": dataset.fingerprint, "speed": asdict(speed)}
     about |= {"threads": torch.get_num_threads(), "torch": torch.__version__}
     about |= {"device": provenance.device_name(str(device))}
-    every = os.environ.get("SYNFLOW_CHECKPOINT_SECONDS", CHECKPOINT_SECONDS)
-    return Checkpoint(claims.checkpoint(spec.key, stage), about, float(every))
+    return Checkpoint(claims.checkpoint(spec.key, stage), about, checkpoint_interval())
+
+
+def checkpoint_interval() -> float:
+    """Seconds between two checkpoints of a training, from SYNFLOW_CHECKPOINT_SECONDS; InputError for anything else."""
+    stated = os.environ.get("SYNFLOW_CHECKPOINT_SECONDS", str(CHECKPOINT_SECONDS))
+    try:
+        seconds = float(stated)
+    except ValueError:
+        seconds = math.nan
+    if not seconds >= 0:
+        raise InputError(f"SYNFLOW_CHECKPOINT_SECONDS must be a number of seconds, 0 or more, not {stated!r}")
+    return seconds
 
 
 def prepared(

@@ -314,3 +314,11 @@ def test_published_trains_the_shortcuts_of_a_resnet(monkeypatch):
     assert len(seen[0]) == 5 and record["settings"]["identity_scales"] is True
     execute(replace(spec, recipe="described"), CPU, Speed.auto(CPU))
     assert seen[1] == []
+
+
+@pytest.mark.parametrize("wrong", ["soon", "-1", "nan"])
+def test_an_interval_that_is_none_is_refused_before_any_work(wrong, quick, monkeypatch):
+    monkeypatch.setenv("SYNFLOW_CHECKPOINT_SECONDS", wrong)
+    with pytest.raises(InputError, match="must be a number of seconds"):
+        run(quick, device="cpu")
+    assert records.read(quick.key) is None
