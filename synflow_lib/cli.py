@@ -6,6 +6,7 @@ once. What is about the benchmark is in `cli_bench`, what `prune` does in `cli_p
 """
 
 import argparse
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -16,12 +17,17 @@ from synflow_lib.errors import InputError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit status: 0 done, 1 something failed, 2 bad input, 130 interrupted."""
+    """Run one command and return its exit status: 0 done, 1 something failed, 2 bad input, 130 interrupted, 141 cut."""
     arguments = parser().parse_args(argv)
     try:
         with warnings.catch_warnings():
             warnings.showwarning = told
-            return arguments.command(arguments)
+            status = arguments.command(arguments)
+            sys.stdout.flush()
+            return status
+    except BrokenPipeError:  # who read our output has seen enough, as `head` does
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - Python flushes it once more when it ends
+        return 141
     except InputError as error:
         print(f"synflow: {error}", file=sys.stderr)
         return 2

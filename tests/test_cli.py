@@ -49,6 +49,17 @@ def test_the_module_runs_as_a_program():
     assert [line.partition(":")[0] for line in done.stdout.splitlines()] == list(sf.data.DATASETS)
 
 
+def test_a_reader_that_stops_early_gets_no_traceback():
+    """As `synflow status | head -n 1`: nobody reads any more."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-m", "synflow_lib.cli", "status"], stdout=writer, stderr=subprocess.PIPE, text=True
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
