@@ -149,14 +149,20 @@ def test_bench_does_the_grid_and_prints_where_the_records_are(capsys, tmp_path):
     assert "SYNFLOW_RECORDS" in os.environ and not (tmp_path / "records").exists()
 
 
-def test_every_option_of_bench_reaches_the_run(monkeypatch):
-    seen = []
+@pytest.fixture
+def seen(monkeypatch):
+    """What `run_all` is called with, which then ends as if interrupted."""
+    calls = []
 
     def run_all(runs, *rest, **options):
-        seen.append((runs, rest, options))
+        calls.append((runs, rest, options))
         raise KeyboardInterrupt
 
     monkeypatch.setattr(sf.benchmark, "run_all", run_all)
+    return calls
+
+
+def test_every_option_of_bench_reaches_the_run(seen):
     text = (
         "bench --dataset cifar10 --model vgg16 --pruner snip --compression 100 --seed 3 4 --recipe described "
         "--width 0.5 "
@@ -171,14 +177,7 @@ def test_every_option_of_bench_reaches_the_run(monkeypatch):
     assert seen == [(runs, ("serial", 3, "cpu"), options)]
 
 
-def test_panels_are_the_published_grid_and_the_engine_hears_of_everything(monkeypatch):
-    seen = []
-
-    def run_all(runs, *rest, **options):
-        seen.append((runs, rest, options))
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(sf.benchmark, "run_all", run_all)
+def test_panels_are_the_published_grid_and_the_engine_hears_of_everything(seen):
     text = (
         "bench --panels cifar10_vgg16 tiny-imagenet_vgg11 --recipe fast published --engine ray --address auto "
         "--runs-per-gpu 3 --with compile --without bfloat16 channels-last --device cpu"

@@ -90,10 +90,6 @@ class Checkpoint:
         if stop:
             raise Stopped(f"stopped after an epoch; where it stood is in {paths.shown(self.path)}")
 
-    def remove(self) -> None:
-        """Delete the file: the training is over and its result is kept elsewhere."""
-        self.path.unlink(missing_ok=True)
-
     def _write(self, model, optimiser, generator, state) -> None:
         names = {parameter: name for name, parameter in model.named_parameters()}
         momentum = {
