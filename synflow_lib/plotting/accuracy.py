@@ -1,0 +1,139 @@
+"""What trained networks reach: the paper's figures 1, 5 and 6."""
+
+from collections.abc import Mapping
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from synflow_lib.plotting.style import COLOURS, DATASET_NAMES, MODEL_NAMES, NAMES, PRUNERS, axes, look, pruner_legend
+
+
+def accuracy(axis: Axes, table: pd.DataFrame, band: pd.DataFrame | None = None) -> None:
+    """Top-1 accuracy against compression on `axis`: ours as lines with markers, a published range as a band.
+
+    `table` has the columns pruner, log10_compression, accuracy (percent), one row per run; the line goes through the
+    means, a bar from the lowest to the highest run. `band` has pruner, log10_compression, min, mean, max.
+    """
+    if band is not None:
+        for pruner, part in band.groupby("pruner"):
+            part, colour = part.sort_values("log10_compression"), COLOURS.get(pruner, "black")
+            axis.fill_between(
+                part["log10_compression"], part["min"], part["max"], color=colour, alpha=0.25, linewidth=0
+            )
+            axis.plot(part["log10_compression"], part["mean"], color=colour, linewidth=0.9, alpha=0.8)
+    for pruner, part in table.groupby("pruner"):
+        runs = part.groupby("log10_compression")["accuracy"].agg(["min", "mean", "max"]).reset_index()
+        bars = (runs["mean"] - runs["min"], runs["max"] - runs["mean"])
+        axis.errorbar(runs["log10_compression"], runs["mean"], yerr=bars, capsize=2, elinewidth=0.9, **look(pruner))
+    axis.set(xlabel="log₁₀ compression", ylabel="top-1 accuracy (%)")
+
+
+def panel_title(dataset: str, model: str, width: float = 1.0) -> str:
+    """What a panel shows, e.g. "VGG-16 on CIFAR-10", and the share of the paper's channels where that is not all."""
+    share = "" if width == 1 else f", {width:g} of the channels"
+    return f"{MODEL_NAMES.get(model, model)} on {DATASET_NAMES.get(dataset, dataset)}{share}"
+
+
+def accuracy_panel(
+    table: pd.DataFrame, band: pd.DataFrame | None = None, title: str = "", band_label: str = "authors, 3 runs"
+) -> Figure:
+    """One panel of the paper's figure 6; see `accuracy` for the tables. `band_label` says what the band is."""
+    figure, grid = axes(width=5.2, height=3.4)
+    accuracy(grid[0, 0], table, band)
+    grid[0, 0].set_title(title)
+    extra = {band_label: {"color": "black", "alpha": 0.3, "linewidth": 5}} if band is not None else None
+    pruners = set(table["pruner"]) | (set(band["pruner"]) if band is not None else set())
+    pruner_legend(figure, sorted(pruners), extra)
+    return figure
+
+
+def accuracy_grid(
+    bands: Mapping[tuple[str, str], pd.DataFrame], tables: Mapping[tuple[str, str], pd.DataFrame]
+) -> Figure:
+    """The paper's figure 6: one panel per (data set, model), data sets in rows; ours over the bands.
+
+    A panel that `tables` has not says so: "authors only".
+    """
+    datasets = list(dict.fromkeys(dataset for dataset, _ in bands))
+    models = list(dict.fromkeys(model for _, model in bands))
+    figure, grid = axes(columns=len(models), rows=len(datasets), width=2.5, height=2.1, sharex=True, sharey="row")
+    empty = pd.DataFrame(columns=["pruner", "log10_compression", "accuracy"])
+    for (dataset, model), band in bands.items():
+        axis = grid[datasets.index(dataset), models.index(model)]
+        accuracy(axis, tables.get((dataset, model), empty), band)
+        axis.set_title(f"{DATASET_NAMES[dataset]}, {MODEL_NAMES[model]}", fontsize=9)
+        if (dataset, model) not in tables:
+            axis.text(0.04, 0.14, "authors only", transform=axis.transAxes, fontsize=8, color="#606060")
+        axis.label_outer()
+    extra = {"range of the authors' 3 runs": {"color": "black", "alpha": 0.3, "linewidth": 5}}
+    extra |= {"ours": {"color": "black", "marker": "o"}} if tables else {}
+    lines_only = {NAMES[p]: {"color": COLOURS[p]} for p in PRUNERS}
+    pruner_legend(figure, [], lines_only | extra)
+    return figure
+
+
+def first_epochs(ours: pd.DataFrame, authors: pd.DataFrame) -> Figure:
+    """Training loss and test accuracy of the first epochs: our recipes as lines, the range of the authors' runs grey.
+
+    `ours` has recipe, seed, epoch, train_loss, test_accuracy; `authors` has epoch, train_loss, top1_accuracy, a row
+    per run and epoch.
+    """
+    figure, grid = axes(columns=2, width=3.4, height=2.8)
+    names = {"train_loss": "training loss", "test_accuracy": "top-1 accuracy (%)"}
+    columns = {"train_loss": "train_loss", "test_accuracy": "top1_accuracy"}
+    colours = dict(zip(ours["recipe"].unique(), sns.color_palette("colorblind"), strict=False))
+    authors = authors[authors["epoch"].between(1, ours["epoch"].max())]
+    for axis, (name, label) in zip(grid[0], names.items(), strict=True):
+        band = authors.groupby("epoch")[columns[name]].agg(["min", "max"])
+        # A band over a single epoch would have no width: bars reach half an epoch to both sides.
+        axis.bar(band.index, band["max"] - band["min"], bottom=band["min"], width=0.7, color="#c8c8c8", zorder=0)
+        for (recipe, _), part in ours[ours["epoch"] > 0].groupby(["recipe", "seed"]):
+            axis.plot(part["epoch"], part[name], marker=".", color=colours[recipe])
+        axis.use_sticky_edges = False  # else the axis would end where the bars do
+        axis.set(xlabel="epoch", ylabel=label, xticks=band.index, xlim=(0.4, band.index.max() + 0.6))
+    extra = {recipe: {"color": colour, "marker": "."} for recipe, colour in colours.items()}
+    pruner_legend(figure, [], extra | {"range of the authors' runs": {"color": "#c8c8c8", "linewidth": 5}})
+    return figure
+
+
+def cycles(ours: pd.DataFrame, authors: pd.DataFrame) -> Figure:
+    """Accuracy after iterative pruning against compression, a line per number of cycles; ours left, published right.
+
+    Both tables have the columns cycles, log10_compression, accuracy_last.
+    """
+    figure, grid = axes(columns=2, width=3.4, height=2.8)
+    shades = sns.color_palette("viridis", 1 + max(ours["cycles"].max(), authors["cycles"].max()))
+    for axis, table, title in zip(grid[0], (ours, authors), ("ours", "authors, VGG-11 on CIFAR-10"), strict=True):
+        for number, part in table.groupby("cycles"):
+            part = part.sort_values("log10_compression")
+            style = {"color": shades[number]} if number else {"color": "#8a8a8a", "linestyle": "--"}
+            axis.plot(part["log10_compression"], part["accuracy_last"], marker=".", label=number, **style)
+        axis.set(title=title, xlabel="log₁₀ compression")
+        axis.legend(title="cycles", loc="lower left")
+    grid[0, 0].set_ylabel("top-1 accuracy, last epoch (%)")
+    return figure
+
+
+def drift(squares: pd.DataFrame, slopes: Mapping[str, pd.Series]) -> Figure:
+    """Left, mean squared weight of each layer against 1/size before and after training; right, the slope by epoch.
+
+    `squares` has epoch, inverse_size, average_score; `slopes` maps a label to a series over epochs.
+    """
+    figure, grid = axes(columns=2, width=3.4, height=2.8)
+    ends = {"before training": squares["epoch"].min(), "after training": squares["epoch"].max()}
+    for colour, (label, epoch) in zip(("#8a8a8a", COLOURS["magnitude"]), ends.items(), strict=True):
+        part = squares[squares["epoch"] == epoch]
+        grid[0, 0].plot(part["inverse_size"], part["average_score"], "o", color=colour, label=label)
+    grid[0, 0].set(xscale="log", yscale="log", xlabel="1 / layer size", ylabel="mean squared weight")
+    grid[0, 0].legend()
+    grid[0, 0].yaxis.set_minor_formatter(plt.NullFormatter())
+    for colour, (label, series) in zip(sns.color_palette("colorblind"), slopes.items(), strict=False):
+        grid[0, 1].plot(series.index / series.index.max(), series, color=colour, label=label)
+    grid[0, 1].axhline(1, color="black", linewidth=0.8, linestyle="--")
+    grid[0, 1].text(1, 0.99, "equal layer totals", ha="right", va="top", fontsize=8)
+    grid[0, 1].set(xlabel="share of training", ylabel="slope of the logarithms", ylim=(0, 1.05))
+    grid[0, 1].legend(loc="lower right")
+    return figure
