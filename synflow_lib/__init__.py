@@ -9,7 +9,18 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from synflow_lib import benchmark, data, devices, models, notebook, plotting, pruning, theory, training
+    from synflow_lib import (
+        benchmark,
+        data,
+        devices,
+        experiments,
+        models,
+        notebook,
+        plotting,
+        pruning,
+        theory,
+        training,
+    )
     from synflow_lib.errors import InputError
     from synflow_lib.pruning import (
         NEEDS_DATA,
@@ -38,6 +49,7 @@ __all__ = [
     "critical_compression",
     "data",
     "devices",
+    "experiments",
     "export",
     "models",
     "notebook",
@@ -50,7 +62,18 @@ __all__ = [
     "training",
 ]
 
-_MODULES = {"benchmark", "data", "devices", "models", "notebook", "plotting", "pruning", "theory", "training"}
+_MODULES = {
+    "benchmark",
+    "data",
+    "devices",
+    "experiments",
+    "models",
+    "notebook",
+    "plotting",
+    "pruning",
+    "theory",
+    "training",
+}
 
 
 def __getattr__(name: str) -> object:

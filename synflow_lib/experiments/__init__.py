@@ -1,0 +1,11 @@
+"""The paper's experiments that need no training, at the paper's size: one function each, one small committed table.
+
+    sf.experiments.table("vgg19_layer_scores")                  # as committed under data/results
+    sf.experiments.table("vgg19_layer_scores", scale="paper")   # computed now, and written there
+
+`EXPERIMENTS` lists them. `synflow reproduce --only 03 --scale paper` does so for all that a chapter shows.
+"""
+
+from synflow_lib.experiments.table import EXPERIMENTS, Experiment, table
+
+__all__ = ["EXPERIMENTS", "Experiment", "table"]
