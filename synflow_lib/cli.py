@@ -79,6 +79,11 @@ def define_reproduce(commands) -> None:
         "as it stands and of all others that --only does not name; each is kept as a notebook and a page",
     )
     sub.add_argument("--recipe", help="how networks are trained, in the chapters that train")
+    sub.add_argument(
+        *("--scale",),
+        help="small (default) or paper: then chapters 01 to 06 compute what they show at the paper's size again, and "
+        "write it to data/results",
+    )
 
 
 def define_bench(commands) -> None:
@@ -173,7 +178,7 @@ def reproduce(arguments: argparse.Namespace) -> int:
     """Execute the chapters."""
     from synflow_lib.reproduce import reproduce
 
-    options = {name: getattr(arguments, name) for name in ("only", "out", "force", "panels", "recipe")}
+    options = {name: getattr(arguments, name) for name in ("only", "out", "force", "panels", "recipe", "scale")}
     return reproduce(**options)
 
 

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from synflow_lib import notebook, parameters, paths, provenance
 from synflow_lib.errors import InputError, lookup
+from synflow_lib.experiments import EXPERIMENTS, SCALES
 from synflow_lib.panels import chosen
 
 CELL_LIMIT = 1800.0  # seconds; a default chapter takes one or two minutes in all
@@ -45,9 +46,14 @@ class Job:
         return out / "figures" / (self.name if self.name != self.notebook.stem else "")
 
     def key(self, surroundings: str) -> str:
-        """What the outputs depend on, as one hash; `surroundings` from `_surroundings`."""
+        """What the outputs depend on, as one hash: the source, the parameters, `_surroundings` and our results.
+
+        The table of an experiment counts for the chapter that shows it: at the paper's scale that chapter writes it.
+        """
+        others = {name for name, experiment in EXPERIMENTS.items() if experiment.chapter != self.number}
+        results = [path for path in paths.results().rglob("*.csv") if path.stem not in others]
         parts = [notebook.source_hash(self.notebook), json.dumps(self.parameters, sort_keys=True), surroundings]
-        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+        return hashlib.sha256("\n".join([*parts, _contents(results)]).encode()).hexdigest()
 
 
 def reproduce(
@@ -56,17 +62,19 @@ def reproduce(
     force: bool = False,
     panels: bool | str | Sequence[str] | None = None,
     recipe: str | None = None,
+    scale: str | None = None,
 ) -> int:
     """Run the chapters and write their pages and an index to `out` (build/quick); return the exit status.
 
     `only` names chapters ("03", "3", "03_network_wise"). `panels` runs chapter 07 once for each panel of figure 6
     ("all"), or those of one data set, one model or one pair ("cifar10", "vgg16", "cifar10_vgg16"), with the published
     compressions and seeds; each executed panel is kept as OUT/07_DATASET_MODEL.ipynb and .html. They take the place
-    of chapter 07 as it stands, and no other chapter is run unless `only` names it. `recipe` goes to the chapters that
-    have such a parameter. 0 means that all passed, 1 that one failed, 130 that Ctrl-C stopped it. Raises InputError
-    before anything runs.
+    of chapter 07 as it stands, and no other chapter is run unless `only` names it. `recipe` and `scale` ("small" or
+    "paper") go to the chapters that have such a parameter; at the scale "paper" a chapter computes its full-size tables
+    again and writes them to data/results. 0 means that all passed, 1 that one failed, 130 that Ctrl-C stopped it.
+    Raises InputError before anything runs.
     """
-    jobs = plan(only, panels, recipe)
+    jobs = plan(only, panels, recipe, scale)
     out = Path(out) if out else paths.build() / "quick"
     paths.require_writable(out)
     surroundings = _surroundings()
@@ -108,19 +116,27 @@ def refresh(only: Sequence[str] | None = None) -> int:
 
 
 def plan(
-    only: Sequence[str] | None = None, panels: bool | str | Sequence[str] | None = None, recipe: str | None = None
+    only: Sequence[str] | None = None,
+    panels: bool | str | Sequence[str] | None = None,
+    recipe: str | None = None,
+    scale: str | None = None,
 ) -> list[Job]:
     """The jobs that a call of `reproduce` runs, in order, with their parameters checked; InputError as there."""
     chapters = {path.stem: path for path in sorted(paths.notebooks().glob("[0-9][0-9]_*.ipynb"))}
     if not chapters:
         raise InputError(f"no chapters in {paths.notebooks()}; set SYNFLOW_HOME to the project's folder")
     jobs = [] if panels and not only else [Job(name, chapters[name]) for name in _chosen(only, chapters)]
-    if recipe:
-        jobs = [_with_recipe(job, recipe) for job in jobs]
+    if scale:
+        lookup(dict.fromkeys(SCALES), scale, "scale")
+    asked = {name: value for name, value in (("recipe", recipe), ("scale", scale)) if value}
+    jobs = [_asked(job, asked) for job in jobs]
     if panels:
         jobs = [job for job in jobs if job.number != PANEL_CHAPTER] + _panel_jobs(panels, recipe, chapters)
-    if recipe and not any("recipe" in job.parameters for job in jobs):
-        raise InputError("none of these chapters has a parameter 'recipe'; name chapter 07 or leave the recipe out")
+    for name, chapter in {"recipe": "07", "scale": "03"}.items():
+        if name in asked and not any(name in job.parameters for job in jobs):
+            raise InputError(
+                f"none of these chapters has a parameter {name!r}; name chapter {chapter}, or leave it out"
+            )
     for job in jobs:
         parameters.check(job.notebook.name, notebook.parameters_of(job.notebook), job.parameters)
     return jobs
@@ -152,9 +168,12 @@ def _chosen(only: Sequence[str] | None, chapters: dict[str, Path]) -> list[str]:
     return [name for name in chapters if name in wanted]
 
 
-def _with_recipe(job: Job, recipe: str) -> Job:
+def _asked(job: Job, asked: dict[str, object]) -> Job:
+    """The job with those of the values for which its chapter has a parameter."""
     declared = notebook.parameters_of(job.notebook)
-    return Job(job.name, job.notebook, {"recipe": recipe}, job.timeout) if "recipe" in declared else job
+    values = {name: value for name, value in asked.items() if name in declared}
+    timeout = None if values.get("scale") == "paper" else job.timeout
+    return Job(job.name, job.notebook, job.parameters | values, timeout)
 
 
 def _panel_jobs(panels: bool | str | Sequence[str], recipe: str | None, chapters: dict[str, Path]) -> list[Job]:
@@ -172,12 +191,15 @@ def _surroundings() -> str:
     """The library, the published numbers that chapters read, the versions and the device, as one string."""
     package = Path(__file__).parent
     files = [path for path in package.rglob("*") if path.suffix in (".py", ".html", ".css")]
-    files += [*paths.reference().glob("*.csv"), *paths.results().rglob("*.csv")]
+    made_by = {name: value for name, value in provenance.environment().items() if name != "revision"}
+    return _contents([*files, *paths.reference().glob("*.csv")]) + json.dumps(made_by, sort_keys=True)
+
+
+def _contents(files: Sequence[Path]) -> str:
     contents = hashlib.sha256()
     for path in sorted(files):
         contents.update(path.name.encode() + path.read_bytes())
-    made_by = {name: value for name, value in provenance.environment().items() if name != "revision"}
-    return contents.hexdigest() + json.dumps(made_by, sort_keys=True)
+    return contents.hexdigest()
 
 
 def _run_unless_current(job: Job, out: Path, surroundings: str, force: bool) -> str:
@@ -201,7 +223,7 @@ def _run_unless_current(job: Job, out: Path, surroundings: str, force: bool) -> 
 
     unshown = pages.write_chapter(executed, out / f"{job.name}.html", _title(job), reason)
     entry = {
-        "key": key,
+        "key": job.key(surroundings),  # again: the chapter may have written the results that it reads
         "status": "failed" if reason else "passed",
         "reason": reason,
         "seconds": round(seconds, 1),
@@ -237,7 +259,9 @@ def _remember(name: str, entry: dict, out: Path) -> None:
 
 
 def _title(job: Job) -> str:
-    given = ", ".join(value for value in job.parameters.values() if isinstance(value, str))
+    said = {"scale": {"small": "small", "paper": "at the paper's size"}}
+    strings = {name: value for name, value in job.parameters.items() if isinstance(value, str)}
+    given = ", ".join(said.get(name, {}).get(value, value) for name, value in strings.items())
     return notebook.heading(job.notebook)[0] + (f" ({given})" if given else "")
 
 

@@ -265,13 +265,10 @@ def test_a_warning_of_the_library_is_one_line_without_source_lines(monkeypatch, 
 def test_reproduce_passes_its_options_on(monkeypatch):
     seen = []
     monkeypatch.setattr(reproduce, "reproduce", lambda **options: seen.append(options) or 3)
-    assert (
-        cli.main(
-            ["reproduce", "--only", "03", "06", "--force", "--out", "there", "--panels", "all", "--recipe", "fast"]
-        )
-        == 3
-    )
-    assert seen == [{"only": ["03", "06"], "out": Path("there"), "force": True, "panels": ["all"], "recipe": "fast"}]
+    given = "--only 03 06 --force --out there --panels all --recipe fast --scale paper"
+    assert cli.main(["reproduce", *given.split()]) == 3
+    texts = {"only": ["03", "06"], "panels": ["all"], "recipe": "fast", "scale": "paper"}
+    assert seen == [{"out": Path("there"), "force": True, **texts}]
 
 
 def test_bench_survives_its_own_death():

@@ -10,6 +10,7 @@ from synflow_lib import notebook, paths
 from synflow_lib import reproduce as module
 from synflow_lib.benchmark.grid import PUBLISHED_COMPRESSIONS, PUBLISHED_SEEDS
 from synflow_lib.errors import InputError
+from synflow_lib.experiments import EXPERIMENTS
 from synflow_lib.panels import PANELS
 from synflow_lib.reproduce import plan, refresh, reproduce
 
@@ -85,6 +86,8 @@ def test_chapters_come_in_order_and_once(chapters):
         ({"only": ["05"]}, r"unknown chapter '05' \(known: 03, 04, 07\)"),
         ({"panels": "cifar1"}, r"unknown panel 'cifar1'; did you mean 'cifar10'"),
         ({"only": ["03"], "recipe": "fast"}, "none of these chapters has a parameter 'recipe'"),
+        ({"only": ["07"], "scale": "paper"}, "none of these chapters has a parameter 'scale'"),
+        ({"scale": "papre"}, r"unknown scale 'papre'; did you mean 'paper'\? \(known: small, paper\)"),
         ({"panels": "all", "recipe": 3}, r"parameter 'recipe' in 07_panel\.ipynb must be str"),
     ],
 )
@@ -213,3 +216,40 @@ def test_refresh_renews_what_it_can_and_names_the_rest(chapters, monkeypatch, ca
     assert "04_collapse left as it was: 04_collapse.ipynb failed in cell 3: ZeroDivisionError" in told
     assert "2 of 3 chapters refreshed" in told
     assert refresh(["03"]) == 0
+
+
+# the paper's scale ------------------------------------------------------------------------------------------------
+
+SCALED = ("c", 'scale: str = "small"', "parameters")
+
+
+def test_the_scale_goes_to_the_chapters_that_have_it(chapters, write_chapter):
+    write_chapter("02_neurons", ("m", "# 02 Neurons"), SCALED)
+    jobs = {job.number: job for job in plan(scale="paper")}
+    assert {number: job.parameters for number, job in jobs.items() if job.parameters} == {"02": {"scale": "paper"}}
+    assert jobs["02"].timeout is None and jobs["03"].timeout == module.CELL_LIMIT
+    assert plan(["02"], scale="small")[0].timeout == module.CELL_LIMIT
+
+
+def test_a_chapter_that_writes_the_table_it_reads_is_up_to_date_and_so_are_the_others(
+    chapters, write_chapter, fake_execute, monkeypatch
+):
+    write_chapter("02_neurons", ("m", "# 02 Neurons"), SCALED)
+    reproduce(["02", "03"], scale="paper")
+    own = [name for name, experiment in EXPERIMENTS.items() if experiment.chapter == "02"]
+    paths.results().mkdir(parents=True)
+
+    def execute_and_write(*arguments, **options):
+        (paths.results() / f"{own[0]}.csv").write_text(f"a\n{len(fake_execute)}\n")
+        return copy(*arguments, **options)
+
+    copy = notebook.execute
+    monkeypatch.setattr(notebook, "execute", execute_and_write)
+    reproduce(["02"], scale="paper", force=True)
+    assert fake_execute == ["02_neurons", "03_network_wise", "02_neurons"]
+    reproduce(["02", "03"], scale="paper")
+    assert fake_execute == ["02_neurons", "03_network_wise", "02_neurons"]
+    (paths.results() / f"{own[0]}.csv").write_text("a\nchanged\n")
+    reproduce(["02", "03"], scale="paper")
+    assert fake_execute[3:] == ["02_neurons"]
+    assert "Neurons (at the paper's size)" in index()

@@ -6,6 +6,6 @@
 `EXPERIMENTS` lists them. `synflow reproduce --only 03 --scale paper` does so for all that a chapter shows.
 """
 
-from synflow_lib.experiments.table import EXPERIMENTS, Experiment, table
+from synflow_lib.experiments.tables import EXPERIMENTS, SCALES, Experiment, table
 
-__all__ = ["EXPERIMENTS", "Experiment", "table"]
+__all__ = ["EXPERIMENTS", "SCALES", "Experiment", "table"]
