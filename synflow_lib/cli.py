@@ -1,4 +1,4 @@
-"""The command `synflow`: reproduce, bench, status, results, data, prune.
+"""The command `synflow`: reproduce, bench, status, results, data, prune, audit.
 
 A user's mistake is one line on standard error and exit status 2, a warning one line too; anything else that goes wrong
 is a bug and keeps its traceback. The library is imported when a command needs it, so that `synflow --help` answers at
@@ -45,7 +45,15 @@ def parser() -> argparse.ArgumentParser:
     """The commands and their options."""
     top = argparse.ArgumentParser(prog="synflow", description="SynFlow (Tanaka et al. 2020), checked by running it.")
     commands = top.add_subparsers(required=True, metavar="command")
-    for define in (define_reproduce, define_bench, define_status, define_results, define_data, define_prune):
+    for define in (
+        define_reproduce,
+        define_bench,
+        define_status,
+        define_results,
+        define_data,
+        define_prune,
+        define_audit,
+    ):
         define(commands)
     return top
 
@@ -174,6 +182,14 @@ def define_prune(commands) -> None:
     files.add_argument("--inspect", type=Path, metavar="FILE", help="show these masks instead of pruning")
 
 
+def define_audit(commands) -> None:
+    sub = command(
+        *(commands, "audit", audit, "print the numbers behind the findings of ERRATA.md, from the authors' own tables"),
+        "synflow audit 3 8",
+    )
+    sub.add_argument("findings", nargs="*", metavar="finding", help="their numbers in ERRATA.md (default: all)")
+
+
 def reproduce(arguments: argparse.Namespace) -> int:
     """Execute the chapters."""
     from synflow_lib.reproduce import reproduce
@@ -202,6 +218,14 @@ def prune(arguments: argparse.Namespace) -> int:
     from synflow_lib.cli_prune import prune
 
     return prune(arguments)
+
+
+def audit(arguments: argparse.Namespace) -> int:
+    """Print what was found, one table or two for each finding."""
+    from synflow_lib import audit
+
+    print("\n\n".join([audit.show(number) for number in arguments.findings or audit.FINDINGS]))
+    return 0
 
 
 if __name__ == "__main__":

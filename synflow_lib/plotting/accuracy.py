@@ -1,14 +1,19 @@
 """What trained networks reach: the paper's figures 1, 5 and 6."""
 
+import math
 from collections.abc import Mapping
 
-import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from synflow_lib.plotting.style import COLOURS, DATASET_NAMES, MODEL_NAMES, NAMES, PRUNERS, axes, look, pruner_legend
+
+MARKS = ("o", "s", "^", "v", "D", "P")  # where lines differ in more than the pruner
+CUT = {"linestyle": "none", "marker": "o", "markersize": 7, "fillstyle": "none", "color": "black"}
+MANY_POINTS = 12  # on a line: more than these have small markers
 
 
 def accuracy(axis: Axes, table: pd.DataFrame, band: pd.DataFrame | None = None) -> None:
@@ -99,41 +104,70 @@ def first_epochs(ours: pd.DataFrame, authors: pd.DataFrame) -> Figure:
     return figure
 
 
-def cycles(ours: pd.DataFrame, authors: pd.DataFrame) -> Figure:
-    """Accuracy after iterative pruning against compression, a line per number of cycles; ours left, published right.
+def cycles(panels: Mapping[str, pd.DataFrame]) -> Figure:
+    """The paper's figure 5a: accuracy after iterative pruning against compression, a line per number of cycles.
 
-    Both tables have the columns cycles, log10_compression, accuracy_last.
+    One panel per title of `panels`; the tables have the columns cycles, log10_compression, accuracy_last (percent), and
+    may have `connected`: a ring stands where no path is left from input to output.
     """
-    figure, grid = axes(columns=2, width=3.4, height=2.8)
-    shades = sns.color_palette("viridis", 1 + max(ours["cycles"].max(), authors["cycles"].max()))
-    for axis, table, title in zip(grid[0], (ours, authors), ("ours", "authors, VGG-11 on CIFAR-10"), strict=True):
+    figure, grid = axes(columns=len(panels), width=2.6, height=2.8, sharey=True)
+    numbers = sorted({int(number) for table in panels.values() for number in table["cycles"]})
+    colours = dict(zip(numbers, sns.color_palette("viridis", len(numbers)), strict=True))
+    styles = {n: {"color": colours[n], "marker": MARKS[n % len(MARKS)]} for n in numbers}
+    styles |= {0: {"color": COLOURS["random"], "marker": "x", "linestyle": "--", "zorder": 3}} if 0 in numbers else {}
+    ringed = False
+    for axis, (title, table) in zip(grid[0], panels.items(), strict=True):
         for number, part in table.groupby("cycles"):
             part = part.sort_values("log10_compression")
-            style = {"color": shades[number]} if number else {"color": "#8a8a8a", "linestyle": "--"}
-            axis.plot(part["log10_compression"], part["accuracy_last"], marker=".", label=number, **style)
-        axis.set(title=title, xlabel="log₁₀ compression")
-        axis.legend(title="cycles", loc="lower left")
+            size = 4 if len(part) <= MANY_POINTS else 2
+            axis.plot(part["log10_compression"], part["accuracy_last"], markersize=size, **styles[number])
+            cut = part[~part["connected"].astype(bool)] if "connected" in part else part[:0]
+            ring = {**CUT, "color": styles[number]["color"], "markersize": 7 + 2.5 * number}  # several share a place
+            axis.plot(cut["log10_compression"], cut["accuracy_last"], **ring)
+            ringed |= bool(len(cut))
+        axis.set(xlabel="log₁₀ compression", ylim=(0, 102))
+        axis.set_title(title, fontsize=9)
     grid[0, 0].set_ylabel("top-1 accuracy, last epoch (%)")
+    legend = {_counted(number): style for number, style in styles.items()}
+    pruner_legend(figure, [], legend | ({"cut in two": CUT} if ringed else {}))
     return figure
 
 
-def drift(squares: pd.DataFrame, slopes: Mapping[str, pd.Series]) -> Figure:
-    """Left, mean squared weight of each layer against 1/size before and after training; right, the slope by epoch.
+def _counted(cycles: int) -> str:
+    return "1 cycle" if cycles == 1 else f"{cycles} cycles"
 
-    `squares` has epoch, inverse_size, average_score; `slopes` maps a label to a series over epochs.
+
+def drift(squares: Mapping[str, pd.DataFrame], slopes: Mapping[str, pd.Series]) -> Figure:
+    """The paper's figure 5b: mean squared weight of each layer against 1/size before and after training; slopes last.
+
+    A panel per title of `squares`, whose tables have epoch, inverse_size, average_score; the dashed line has slope 1.
+    `slopes` maps a label to the slope by epoch, drawn in the last panel over the share of training.
     """
-    figure, grid = axes(columns=2, width=3.4, height=2.8)
-    ends = {"before training": squares["epoch"].min(), "after training": squares["epoch"].max()}
-    for colour, (label, epoch) in zip(("#8a8a8a", COLOURS["magnitude"]), ends.items(), strict=True):
-        part = squares[squares["epoch"] == epoch]
-        grid[0, 0].plot(part["inverse_size"], part["average_score"], "o", color=colour, label=label)
-    grid[0, 0].set(xscale="log", yscale="log", xlabel="1 / layer size", ylabel="mean squared weight")
-    grid[0, 0].legend()
-    grid[0, 0].yaxis.set_minor_formatter(plt.NullFormatter())
-    for colour, (label, series) in zip(sns.color_palette("colorblind"), slopes.items(), strict=False):
-        grid[0, 1].plot(series.index / series.index.max(), series, color=colour, label=label)
-    grid[0, 1].axhline(1, color="black", linewidth=0.8, linestyle="--")
-    grid[0, 1].text(1, 0.99, "equal layer totals", ha="right", va="top", fontsize=8)
-    grid[0, 1].set(xlabel="share of training", ylabel="slope of the logarithms", ylim=(0, 1.05))
-    grid[0, 1].legend(loc="lower right")
+    rows = math.ceil((len(squares) + 1) / 2)
+    figure, grid = axes(columns=2, rows=rows, width=3.4, height=2.6)
+    *panels, last = grid.flat[: len(squares) + 1]
+    for unused in grid.flat[len(squares) + 1 :]:
+        unused.remove()
+    for axis, (title, table) in zip(panels, squares.items(), strict=True):
+        _before_and_after(axis, table)
+        axis.set(title=title, xscale="log", yscale="log", xlabel="1 / layer size", ylabel="mean squared weight")
+    panels[0].legend(loc="upper left")
+    for colour, mark, (label, series) in zip(sns.color_palette("colorblind"), MARKS, slopes.items(), strict=False):
+        points = {"marker": mark, "markevery": [0, -1]}
+        last.plot(series.index / series.index.max(), series, color=colour, label=label, **points)
+    last.axhline(1, color="black", linewidth=0.8, linestyle="--")
+    last.text(1, 0.99, "equal layer totals", ha="right", va="top", fontsize=8)
+    last.set(title="slope", xlabel="share of training", ylabel="slope of the logarithms", ylim=(0, 1.05))
+    last.legend(loc="lower right")
     return figure
+
+
+def _before_and_after(axis: Axes, table: pd.DataFrame) -> None:
+    """The layers at the first and at the last epoch of `table`, and slope 1 through the middle of the last."""
+    ends = {"before training": table["epoch"].min(), "after training": table["epoch"].max()}
+    looks = {"color": COLOURS["random"], "marker": "o"}, {"color": COLOURS["magnitude"], "marker": "s"}
+    for style, (label, epoch) in zip(looks, ends.items(), strict=True):
+        part = table[table["epoch"] == epoch].sort_values("inverse_size")
+        axis.plot(part["inverse_size"], part["average_score"], linestyle="none", label=label, **style)
+    total = np.exp(np.log(part["average_score"] / part["inverse_size"]).mean())
+    axis.plot(part["inverse_size"], total * part["inverse_size"], "k--", linewidth=0.8, label="equal layer totals")

@@ -1,5 +1,6 @@
 """Figures of accuracies draw what their tables say, without a warning (warnings are errors here)."""
 
+import numpy as np
 import pandas as pd
 
 from synflow_lib import plotting
@@ -59,15 +60,31 @@ def test_a_band_of_something_else_says_what_it_is():
     )
 
 
-def test_cycles_have_a_line_for_each_number():
+def test_cycles_have_a_panel_for_each_table_and_a_line_for_each_number():
     table = pd.DataFrame({"cycles": [0, 0, 2, 2], "log10_compression": [2.0, 1.0] * 2, "accuracy_last": [1.0, 2, 3, 4]})
-    figure = plotting.cycles(table, table[table["cycles"] == 2])
-    assert [len(axis.lines) for axis in figure.axes] == [2, 1]
-    assert figure.axes[0].lines[0].get_xdata().tolist() == [1.0, 2.0]
+    figure = plotting.cycles({"ours": table, "authors": table[table["cycles"] == 2]})
+    drawn = [[line for line in axis.lines if len(line.get_xdata())] for axis in figure.axes]
+    assert [len(lines) for lines in drawn] == [2, 1]
+    assert drawn[0][0].get_xdata().tolist() == [1.0, 2.0]
+    assert drawn[0][1].get_color() == drawn[1][0].get_color()  # two cycles look alike in all panels
+    assert [axis.get_title(loc="left") for axis in figure.axes] == ["ours", "authors"]
+    assert texts(figure)[:2] == ["0 cycles", "2 cycles"] and "cut in two" not in texts(figure)
 
 
-def test_drift_compares_the_first_epoch_with_the_last():
+def test_cycles_ring_the_networks_that_are_cut():
+    table = pd.DataFrame({"cycles": 1, "log10_compression": [1.0, 2.0], "accuracy_last": [90.0, 10.0]})
+    figure = plotting.cycles({"ours": table.assign(connected=[True, False])})
+    rings = [line for line in figure.axes[0].lines if line.get_fillstyle() == "none" and len(line.get_xdata())]
+    assert [ring.get_xydata().tolist() for ring in rings] == [[[2.0, 10.0]]]
+    assert texts(figure)[:2] == ["1 cycle", "cut in two"]
+
+
+def test_drift_compares_the_first_epoch_with_the_last_and_with_slope_one():
     squares = pd.DataFrame({"epoch": [0, 0, 1, 1, 2, 2], "inverse_size": [0.1, 0.01] * 3, "average_score": range(1, 7)})
-    figure = plotting.drift(squares, {"ours": pd.Series([0.4, 0.5, 0.6])})
-    assert [line.get_ydata().tolist() for line in figure.axes[0].lines] == [[1, 2], [5, 6]]
-    assert figure.axes[1].lines[0].get_ydata().tolist() == [0.4, 0.5, 0.6]
+    figure = plotting.drift({"a": squares, "b": squares}, {"ours": pd.Series([0.4, 0.5, 0.6])})
+    assert [axis.get_title(loc="left") for axis in figure.axes] == ["a", "b", "slope"]
+    before, after, law = figure.axes[1].lines
+    assert [line.get_ydata().tolist() for line in (before, after)] == [[2, 1], [6, 5]]  # from small to large 1 / size
+    x, y = law.get_xdata(), law.get_ydata()
+    assert np.allclose(y / x, (y / x)[0]) and np.isclose(np.prod(y), 5 * 6)
+    assert figure.axes[2].lines[0].get_ydata().tolist() == [0.4, 0.5, 0.6]
