@@ -41,12 +41,13 @@ class Experiment:
 
 EXPERIMENTS: dict[str, Experiment] = {
     "vgg19_neurons": Experiment("02", "neurons:vgg19_neurons"),
+    "vgg19_neurons_images": Experiment("02", "neurons:vgg19_neurons_images"),
     "vgg19_layer_scores": Experiment("03", "layers:vgg19_layer_scores"),
     "vgg19_layer_density": Experiment("04", "collapse:vgg19_layer_density"),
     "vgg16_critical_compression": Experiment("04", "collapse:vgg16_critical_compression"),
-    "vgg16_scoring_variants": Experiment("04", "collapse:vgg16_scoring_variants"),
+    "vgg16_scoring_variants": Experiment("04", "scoring:vgg16_scoring_variants"),
     "vgg11_iterations": Experiment("06", "iterations:vgg11_iterations"),
-    "vgg16_schedule": Experiment("06", "iterations:vgg16_schedule"),
+    "vgg19_schedule": Experiment("06", "iterations:vgg19_schedule"),
     "vgg11_rounding": Experiment("06", "rounding:vgg11_rounding"),
     "flow_range": Experiment("06", "rounding:flow_range"),
     "resnet18_shortcuts": Experiment("06", "iterations:resnet18_shortcuts"),
@@ -86,7 +87,7 @@ def provenances() -> dict[str, dict]:
 def _compute(name: str, experiment: Experiment, path: Path) -> None:
     began = time.monotonic()
     frame = experiment.compute()
-    seconds = time.monotonic() - began
+    seconds, memory = time.monotonic() - began, _peak_memory()
     with paths.replacing(path) as partial:
         frame.to_csv(partial, index=False, float_format=DIGITS, lineterminator="\n")
     environment = provenance.environment("cpu")
@@ -94,7 +95,7 @@ def _compute(name: str, experiment: Experiment, path: Path) -> None:
         "command": experiment.command,
         "made": f"{datetime.now(UTC):%Y-%m-%d}",
         "seconds": round(seconds),
-        "memory_gb": round(_peak_memory() / 1e9, 1),
+        "memory_gb": round(memory / 1e9, 1),
         "processes": processes(),
         **{key: environment[key] for key in ("library", "torch", "numpy", "revision", "device")},
     }
@@ -111,4 +112,4 @@ def _peak_memory() -> float:
     """An upper bound in bytes: this process at its largest, and as many of the largest worker as there may be."""
     unit = 1 if sys.platform == "darwin" else 1024
     own, worker = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return unit * (own + processes() * worker)
+    return unit * (own + (processes() * worker if processes() > 1 else 0))

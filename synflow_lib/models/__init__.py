@@ -10,11 +10,12 @@ from torch import nn
 
 from synflow_lib.data.specs import DATASETS
 from synflow_lib.errors import InputError, lookup
+from synflow_lib.models.initialisation import INITIALISATIONS, initialise
 from synflow_lib.models.mlp import mlp
 from synflow_lib.models.resnet import add_identity_scales, resnet18, wide_resnet18
 from synflow_lib.models.vgg import vgg11, vgg16, vgg19
 
-__all__ = ["MODELS", "add_identity_scales", "build", "mlp", "reinitialise"]
+__all__ = ["INITIALISATIONS", "MODELS", "add_identity_scales", "build", "initialise", "mlp", "reinitialise"]
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "vgg11": vgg11,

@@ -12,7 +12,9 @@ from synflow_lib.plotting.accuracy import (
     first_epochs,
     panel_title,
 )
-from synflow_lib.plotting.masks import layer_density, layer_kept, relative_costs, schedule_ratios
+from synflow_lib.plotting.isometry import kept_by_initialisation, singular_values, trainability, two_theories
+from synflow_lib.plotting.iterations import flow_ranges, layers_by_plan, mask_differences, schedule_ratios
+from synflow_lib.plotting.masks import layer_density, layer_kept, relative_costs
 from synflow_lib.plotting.saliency import (
     cut_totals,
     draw_slope,
@@ -53,10 +55,14 @@ __all__ = [
     "drift",
     "first_epochs",
     "flow_in_out",
+    "flow_ranges",
     "heatmap",
+    "kept_by_initialisation",
     "layer_density",
     "layer_kept",
+    "layers_by_plan",
     "lines",
+    "mask_differences",
     "mean_score_against_size",
     "panel_title",
     "pruner_legend",
@@ -64,4 +70,7 @@ __all__ = [
     "save",
     "schedule_ratios",
     "score_distributions",
+    "singular_values",
+    "trainability",
+    "two_theories",
 ]

@@ -1,4 +1,4 @@
-"""What pruning leaves: weights by layer, the schedule behind them and what they cost; the paper's figures 2 and 7."""
+"""What pruning leaves: weights by layer, and what they cost; the paper's figure 2."""
 
 from collections.abc import Mapping
 
@@ -6,9 +6,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from synflow_lib.plotting.style import COLOURS, NAMES, axes, lines, look, order, pruner_legend
+from synflow_lib.plotting.style import COLOURS, NAMES, axes, look, order, pruner_legend
+from synflow_lib.pruning.densities import first_collapse
 
 
 def layer_kept(tables: Mapping[str, pd.DataFrame], colour: str = "black") -> Figure:
@@ -30,54 +32,67 @@ def layer_kept(tables: Mapping[str, pd.DataFrame], colour: str = "black") -> Fig
     return figure
 
 
-def layer_density(table: pd.DataFrame) -> Figure:
+def layer_density(table: pd.DataFrame, reference: pd.DataFrame | None = None) -> Figure:
     """Density of each layer over compression, one axis per pruner (the paper's figure 2).
 
     `table` has the columns pruner, log10_compression, layer (any labels, in order), density. The lines run from the
-    first layer (dark) to the last (light) and end where a layer is empty.
+    first layer (dark) to the last (light) and end where a layer is empty: the dotted line is the first compression
+    with one. `reference` is such a table of the same layers, drawn as dots; then the panels stand in two rows.
     """
     pruners = sorted(table["pruner"].unique(), key=order)
-    figure, grid = axes(columns=len(pruners), width=2.1, height=2.5, sharex=True, sharey=True)
+    rows, columns = (1, len(pruners)) if reference is None else (2, len(pruners) // 2 + 1)
+    figure, grid = axes(columns=columns, rows=rows, width=2.1, height=2.5, sharex=True, sharey=True)
     layers = list(dict.fromkeys(table["layer"]))
-    shades = sns.color_palette("viridis", len(layers))
-    for axis, pruner in zip(grid[0], pruners, strict=True):
+    shades = dict(zip(layers, sns.color_palette("viridis", len(layers)), strict=True))
+    for axis, pruner in zip(grid.flat, pruners, strict=False):
         part = table[table["pruner"] == pruner]
-        for shade, layer in zip(shades, layers, strict=True):
-            line = part[(part["layer"] == layer) & (part["density"] > 0)]
-            axis.plot(line["log10_compression"], line["density"], color=shade, linewidth=1.2)
-        emptied = part.groupby("log10_compression")["density"].min()
-        if (emptied == 0).any():
-            first = emptied.index[emptied == 0].min()
+        if reference is not None:
+            _beside(axis, pruner, part, reference[reference["pruner"] == pruner], shades)
+        _layer_lines(axis, part, shades, linewidth=1.2)
+        if (first := first_collapse(part)) < np.inf:
             axis.axvline(first, color="black", linewidth=0.8, linestyle=":")
-            axis.text(first, 1.3, "collapse ", ha="right", va="bottom", fontsize=7.5)
-        axis.set_title(NAMES.get(pruner, pruner), pad=12)
+        if reference is None:
+            axis.set_title(NAMES.get(pruner, pruner), pad=12)
+            axis.text(min(first, 1e9), 1.3, "collapse " * (first < np.inf), ha="right", va="bottom", fontsize=7.5)
         axis.set(yscale="log", xlabel="log₁₀ compression")
-    grid[0, 0].set_ylabel("density of the layer")
-    scale = plt.cm.ScalarMappable(plt.Normalize(1, len(layers)), sns.color_palette("viridis", as_cmap=True))
-    figure.colorbar(scale, ax=grid[0, -1], label="layer, input to output", ticks=[1, len(layers)])
+        axis.tick_params(labelbottom=True)
+    for axis in grid[:, 0]:
+        axis.set_ylabel("density of the layer")
+    _layer_key(figure, grid, len(pruners), len(layers))
     return figure
 
 
-def schedule_ratios(ours: pd.DataFrame, authors: pd.DataFrame) -> Figure:
-    """Largest removed score over flow against the number of iterations, per schedule (the paper's figure 7).
+def _layer_lines(axis: Axes, table: pd.DataFrame, shades: Mapping[object, tuple], **style) -> None:
+    for layer, shade in shades.items():
+        line = table[(table["layer"] == layer) & (table["density"] > 0)]
+        axis.plot(line["log10_compression"], line["density"], color=shade, **style)
 
-    Both tables have compression (a label such as "10^3", which of the authors' is drawn), schedule, iterations, ratio.
-    """
-    figure, grid = axes(columns=3, width=3.0, height=2.8, sharey=True)
-    for axis, schedule in zip(grid[0], ("exponential", "linear"), strict=False):
-        part = ours[ours["schedule"] == schedule]
-        lines(axis, part, "iterations", "ratio", by="compression", title=f"ours, {schedule}", xlabel="iterations")
-        axis.legend(title="compression")
-    part = authors[authors["compression"] == "10^3"]
-    lines(
-        grid[0, 2], part, "iterations", "ratio", by="schedule", title="authors, compression 10^3", xlabel="iterations"
-    )
-    grid[0, 2].legend()
-    for axis in grid[0]:
-        axis.axhline(1, color="black", linewidth=0.8, linestyle="--")
-        axis.set(xscale="log", yscale="log")
-    grid[0, 0].set_ylabel("largest removed score / flow")
-    return figure
+
+def _beside(axis: Axes, pruner: str, ours: pd.DataFrame, authors: pd.DataFrame, shades: Mapping) -> None:
+    """Draw the authors' densities, and say in the title where either table has its first empty layer."""
+    _layer_lines(axis, authors, shades, linestyle="none", marker="o", markersize=2.4, alpha=0.5)
+    said = [f"$10^{{{log10:.1f}}}$" if log10 < np.inf else "none" for log10 in map(first_collapse, (ours, authors))]
+    axis.set_title(f"{NAMES.get(pruner, pruner)}\ncollapse: {said[0]}, authors {said[1]}", fontsize=8.5)
+
+
+def _layer_key(figure: Figure, grid: np.ndarray, panels: int, layers: int) -> None:
+    """The colours of the layers; in a grid of more axes than `panels`, in the first that is left, with a legend."""
+    scale = plt.cm.ScalarMappable(plt.Normalize(1, layers), sns.color_palette("viridis", as_cmap=True))
+    options = {"label": "layer, input to output", "ticks": [1, layers]}
+    for axis in grid.flat[panels:]:
+        axis.set_axis_off()
+    if grid.size == panels:
+        figure.colorbar(scale, ax=grid[0, -1], **options)
+        return
+    key = grid.flat[panels]
+    figure.colorbar(scale, cax=key.inset_axes((0.08, 0.18, 0.75, 0.08)), orientation="horizontal", **options)
+    looks = {
+        "ours": {"color": "#404040", "linewidth": 1.2},
+        "authors": {"color": "#404040", "linestyle": "none", "marker": "o", "markersize": 2.4},
+        "first empty layer, ours": {"color": "black", "linewidth": 0.8, "linestyle": ":"},
+    }
+    handles = [plt.Line2D([], [], label=label, **look) for label, look in looks.items()]
+    key.legend(handles=handles, loc="upper left", bbox_to_anchor=(-0.08, 0.95))
 
 
 def relative_costs(table: pd.DataFrame, columns: Mapping[str, str]) -> Figure:

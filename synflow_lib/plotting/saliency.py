@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from synflow_lib.plotting.style import COLOURS, NAMES, axes, look, order
+from synflow_lib.theory.conservation import violation
 
 
 def score_distributions(scores: Mapping[str, Mapping[str, object]], sample: int = 2000) -> Figure:
@@ -44,13 +45,14 @@ def _logarithms(score, sample: int) -> np.ndarray:
 
 
 def flow_in_out(tables: Mapping[str, pd.DataFrame]) -> Figure:
-    """Saliency out of each hidden unit against saliency into it, one axis per pruner (the paper's figure 3).
+    """Saliency out of each hidden unit against saliency into it, one panel per pruner (the paper's figure 3).
 
-    `tables` maps a pruner to `conservation.neurons(...)`; conserved units lie on the diagonal. Signed saliencies are
-    drawn on a symmetric logarithmic scale.
+    `tables` maps a pruner to `conservation.neurons(...)`; conserved units lie on the diagonal, and the title has the
+    largest |in - out| over the largest flow. Signed saliencies are drawn on a symmetric logarithmic scale. Colours
+    run from the first group of units to the last.
     """
-    figure, grid = axes(columns=len(tables), width=2.1, height=2.5)
-    for axis, (pruner, table) in zip(grid[0], tables.items(), strict=True):
+    figure, panels, spare = _panels(len(tables))
+    for axis, (pruner, table) in zip(panels, tables.items(), strict=True):
         both = table[["into", "out"]].to_numpy()
         signed, largest = bool((both < 0).any()), float(np.abs(both).max())
         low = -largest if signed else float(both[both > 0].min())
@@ -63,11 +65,16 @@ def flow_in_out(tables: Mapping[str, pd.DataFrame]) -> Figure:
         axis.set_yscale(**scale)
         ticks = [-largest, 0, largest] if signed else [low, largest]
         for each in (axis.xaxis, axis.yaxis):
-            each.set_ticks(ticks, labels=[f"{tick:.0e}" if tick else "0" for tick in ticks], fontsize=7)
+            each.set_ticks(ticks, labels=[f"{tick:.1g}" for tick in ticks], fontsize=8)
             each.set_minor_locator(plt.NullLocator())
-        axis.set_title(f"{NAMES.get(pruner, pruner)}\nworst error {table['error'].max():.2g}", fontsize=9)
-        axis.set_xlabel("saliency into the unit")
-    grid[0, 0].set_ylabel("saliency out of the unit")
+        axis.set_title(f"{NAMES.get(pruner, pruner)}\nlargest |in − out| {violation(table):.2g}", fontsize=9)
+    _name_axes(panels, "saliency into the unit", "saliency out of it")
+    if spare is not None:
+        diagonal = plt.Line2D([], [], color="black", linewidth=0.8, linestyle="--", label="in = out")
+        shades = [(0, "first units"), (len(colours) // 2, "middle"), (-1, "last units")]
+        dots = [plt.Line2D([], [], marker=".", linestyle="none", color=colours[i], label=name) for i, name in shades]
+        note = "|in − out| as a share of\nthe largest saliency in"
+        spare.legend(handles=[diagonal, *dots], title=note, loc="center left", fontsize=9, alignment="left")
     return figure
 
 
@@ -75,21 +82,59 @@ def mean_score_against_size(table: pd.DataFrame, reference: pd.DataFrame | None 
     """Mean score of a layer against the inverse of its size, with fitted slopes (the paper's figure 4).
 
     `table` has the columns pruner, inverse_size, average_score (one row per layer; negative means are left out, they
-    have no logarithm); `reference` likewise, drawn hollow behind it.
+    have no logarithm); `reference` likewise, drawn hollow behind it. Each is drawn over the geometric mean of its
+    layers, for scores are known up to a factor.
     """
     pruners = sorted(table["pruner"].unique(), key=order)
-    figure, grid = axes(columns=len(pruners), width=2.1, height=2.5, sharex=True)
-    for axis, pruner in zip(grid[0], pruners, strict=True):
-        lines = [f"{NAMES.get(pruner, pruner)}: slope {draw_slope(axis, table, pruner):.3f}"]
+    figure, panels, spare = _panels(len(pruners), sharex=True)
+    for axis, pruner in zip(panels, pruners, strict=True):
+        lines = [f"{NAMES.get(pruner, pruner)}: slope {draw_slope(axis, _centred(table, pruner), pruner):.3f}"]
         if reference is not None:
-            lines.append(f"authors {draw_slope(axis, reference, pruner, hollow=True):.3f}")
-        axis.set_title("\n".join(lines), fontsize=8.5)
-        axis.set(xscale="log", yscale="log", xlabel="1 / layer size")
+            lines.append(f"authors {draw_slope(axis, _centred(reference, pruner), pruner, hollow=True):.3f}")
+        axis.set_title("\n".join(lines), fontsize=9)
+        axis.set(xscale="log", yscale="log")
         axis.yaxis.set_minor_formatter(plt.NullFormatter())
         low, high = axis.get_ylim()
         axis.set_ylim(min(low, high / 20), high * 1.3)  # at least one labelled power of ten
-    grid[0, 0].set_ylabel("mean score of the layer")
+    _name_axes(panels, "1 / layer size", "mean score / typical")
+    if spare is not None and reference is not None:
+        looks = {
+            "ours": {},
+            "the authors'": {"markerfacecolor": "none", "alpha": 0.5, "linestyle": ":", "markersize": 7},
+        }
+        spare.legend(
+            handles=[
+                plt.Line2D([], [], color="black", marker="D", label=name, **style) for name, style in looks.items()
+            ],
+            loc="center left",
+            fontsize=9,
+        )
     return figure
+
+
+def _panels(number: int, **options) -> tuple[Figure, list[Axes], Axes | None]:
+    """Panels in rows of three, which stay legible on a page; the empty place after the last is for the legend."""
+    columns = min(3, number)
+    figure, grid = axes(columns, -(-number // columns), width=2.15, height=2.3, **options)
+    panels, rest = list(grid.flat)[:number], list(grid.flat)[number:]
+    for axis in rest:
+        axis.axis("off")
+    for above in list(grid.flat)[number - columns : number]:  # above an empty place the ticks are the last of a column
+        above.tick_params(labelbottom=True)
+    return figure, panels, rest[0] if rest else None
+
+
+def _name_axes(panels: list[Axes], x: str, y: str) -> None:
+    columns = min(3, len(panels))
+    for axis in panels[::columns]:
+        axis.set_ylabel(y)
+    for axis in panels[-columns:]:
+        axis.set_xlabel(x)
+
+
+def _centred(table: pd.DataFrame, pruner: str) -> pd.DataFrame:
+    part = table[(table["pruner"] == pruner) & (table["average_score"] > 0)]
+    return part.assign(average_score=part["average_score"] / np.exp(np.log(part["average_score"]).mean()))
 
 
 def draw_slope(axis: Axes, table: pd.DataFrame, pruner: str, hollow: bool = False) -> float:
@@ -98,7 +143,7 @@ def draw_slope(axis: Axes, table: pd.DataFrame, pruner: str, hollow: bool = Fals
     x, y = np.log10(part["inverse_size"]), np.log10(part["average_score"])
     slope, offset = np.polyfit(x, y, 1)
     ends = np.array([x.min(), x.max()])
-    style = look(pruner) | ({"markerfacecolor": "none", "alpha": 0.5} if hollow else {})
+    style = look(pruner) | ({"markerfacecolor": "none", "alpha": 0.5, "markersize": 7} if hollow else {})
     axis.plot(part["inverse_size"], part["average_score"], linestyle="none", **style)
     style["marker"], style["linestyle"] = "", ":" if hollow else "-"
     axis.plot(10**ends, 10 ** (slope * ends + offset), linewidth=1, **style)

@@ -1,8 +1,10 @@
 """Scores, masks, Algorithm 1 and layer-collapse, for any `nn.Module`."""
 
-from synflow_lib.pruning.collapse import connected, critical_compression, layer_densities, pruned_to_flow
+from synflow_lib.pruning.collapse import connected, critical_compression, critical_compressions, pruned_to_flow
 from synflow_lib.pruning.compact import Compacted, compact
+from synflow_lib.pruning.densities import first_collapse, layer_densities, ranked_densities
 from synflow_lib.pruning.export import export
+from synflow_lib.pruning.losses import LOSSES
 from synflow_lib.pruning.masks import Masks, apply_masks, check_masks
 from synflow_lib.pruning.prune import SCOPES, check_compression, keep_best, number_kept, prune, rho_max
 from synflow_lib.pruning.saliency import (
@@ -21,6 +23,7 @@ from synflow_lib.pruning.saliency import (
 from synflow_lib.pruning.schedule import SCHEDULES, exponential, linear
 
 __all__ = [
+    "LOSSES",
     "NEEDS_DATA",
     "SALIENCIES",
     "SCHEDULES",
@@ -33,8 +36,10 @@ __all__ = [
     "compact",
     "connected",
     "critical_compression",
+    "critical_compressions",
     "exponential",
     "export",
+    "first_collapse",
     "grasp",
     "keep_best",
     "layer_densities",
@@ -46,6 +51,7 @@ __all__ = [
     "prune",
     "pruned_to_flow",
     "random",
+    "ranked_densities",
     "rho_max",
     "snip",
     "synaptic_flow",

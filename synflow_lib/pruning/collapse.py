@@ -2,28 +2,29 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 
-import pandas as pd
 import torch
 from torch import Tensor, nn
 
 from synflow_lib.errors import InputError, lookup
-from synflow_lib.pruning.flow_network import path_exists
-from synflow_lib.pruning.masks import Masks, check_masks
-from synflow_lib.pruning.prune import prune, rho_max
+from synflow_lib.pruning.densities import scored_once
+from synflow_lib.pruning.flow_network import FlowNetwork, path_exists
+from synflow_lib.pruning.masks import check_masks
+from synflow_lib.pruning.prune import best, check_compression, prune, rho_max
 from synflow_lib.pruning.saliency import (
-    SALIENCIES,
     Scores,
     forward,
     masked_state,
     scoring_mode,
     synaptic_flow,
-    synflow,
 )
+from synflow_lib.pruning.schedule import SCHEDULES
+from synflow_lib.pruning.select import PIECE
 from synflow_lib.pruning.state import NORMALISATION
 
 NORMALISES = (*NORMALISATION, nn.LocalResponseNorm)
+CRITERIA = ("layer", "signal")
 
 
 def connected(model: nn.Module, masks: Mapping[str, Tensor], input_shape: Sequence[int]) -> bool:
@@ -100,20 +101,45 @@ def critical_compression(
     computed once). The other arguments are those of `prune`. Returns the ratio
     that the surviving masks really have, never above `rho_max(model)`.
     """
-    lookup(dict.fromkeys(("layer", "signal")), criterion, "criterion")
-    if criterion == "signal" and input_shape is None:
+    options |= {"input_shape": input_shape, "iterations": iterations}
+    return critical_compressions(model, method, criteria=(criterion,), tolerance=tolerance, **options)[criterion]
+
+
+def critical_compressions(
+    model: nn.Module,
+    method: str | Callable[..., Scores],
+    *,
+    input_shape: Sequence[int] | None = None,
+    criteria: Sequence[str] = CRITERIA,
+    tolerance: float = 0.01,
+    iterations: int | None = None,
+    **options: object,
+) -> dict[str, float]:
+    """`critical_compression` by each of `criteria`; what one search has pruned, the other does not prune again."""
+    for criterion in criteria:
+        lookup(dict.fromkeys(CRITERIA), criterion, "criterion")
+    if "signal" in criteria and input_shape is None:
         raise InputError("criterion 'signal' follows the signal from an input: pass input_shape=(3, 32, 32) or alike")
     iterations = (100 if method == "synflow" else 1) if iterations is None else iterations
     if iterations == 1:
-        method = _scored_once(method, model)
+        method = scored_once(method, model)
     attempt = partial(prune, model, method, input_shape=input_shape, iterations=iterations, **options)
 
-    def reached(log10: float) -> float | None:
+    @cache
+    def survived(log10: float) -> dict[str, float | None]:
         masks = attempt(min(10**log10, rho_max(model)))
-        survives = connected(model, masks, input_shape) if criterion == "signal" else not masks.collapsed()
-        return masks.compression if survives else None
+        whole = {"layer": not masks.collapsed()}
+        if "signal" in criteria:
+            whole["signal"] = connected(model, masks, input_shape)
+        return {criterion: masks.compression if held else None for criterion, held in whole.items()}
 
-    low, high, critical = 0.0, math.log10(rho_max(model)), 1.0
+    top = math.log10(rho_max(model))
+    return {criterion: _bisected(lambda x, c=criterion: survived(x)[c], top, tolerance) for criterion in criteria}
+
+
+def _bisected(reached: Callable[[float], float | None], top: float, tolerance: float) -> float:
+    """The last compression that `reached` returns on the way to where it returns None, between 0 and `top`."""
+    low, high, critical = 0.0, top, 1.0
     if (highest := reached(high)) is not None:
         return highest
     while high - low > tolerance:
@@ -125,55 +151,32 @@ def critical_compression(
     return critical
 
 
-def layer_densities(
-    model: nn.Module, methods: Sequence[str], log10_compressions: Sequence[float], **options: object
-) -> pd.DataFrame:
-    """Density of every layer for each method and compression (the paper's figure 2).
-
-    Columns: pruner, log10_compression, layer, size, kept, density. The scores of single-shot methods are computed
-    once. `options` are those of `prune`.
-    """
-    tables = []
-    for method in methods:
-        single = options.get("iterations", 100 if method == "synflow" else 1) == 1
-        score = _scored_once(method, model) if single else method
-        for log10 in log10_compressions:
-            table = prune(model, score, 10**log10, **options).layers()
-            tables.append(table.assign(pruner=method, log10_compression=log10))
-    return pd.concat(tables, ignore_index=True)
-
-
 def pruned_to_flow(
     model: nn.Module, compression: float, *, input_shape: Sequence[int], iterations: int, schedule: str = "exponential"
 ) -> list[float]:
     """For each iteration of SynFlow, the score that it removes over the flow R through the network before it.
 
     Every layer of a chain carries R, so an iteration that removes less than 1 can empty no layer (the paper's
-    appendix on the iteration schedule; its figure 7 draws the largest of these ratios).
+    appendix on the iteration schedule; its figure 7 draws the largest of these ratios). The arguments are those of
+    `prune`, and so are the errors. All ratios are 0 at `compression` 1, and once the network is cut in two.
     """
-    seen: list[tuple[Scores, dict[str, Tensor]]] = []
-
-    def recorded(model: nn.Module, masks: Mapping[str, Tensor], **options: object) -> Scores:
-        seen.append((synflow(model, masks, **options), dict(masks)))
-        return seen[-1][0]
-
-    final = prune(model, recorded, compression, input_shape=input_shape, iterations=iterations, schedule=schedule)
-    ratios = []
-    for (scores, before), after in zip(seen, [*(masks for _, masks in seen[1:]), final], strict=True):
-        removed = sum(float(scores[name][before[name] & ~after[name]].sum()) for name in scores)
-        flow = synaptic_flow(model, before, input_shape=input_shape)
-        ratios.append(removed / flow if flow else 0.0)
+    check_compression(compression, rho_max(model))
+    kept_after = lookup(SCHEDULES, schedule, "schedule")
+    if iterations < 1:
+        raise InputError(f"iterations must be at least 1, not {iterations}")
+    if compression == 1:
+        return [0.0] * iterations
+    network, ratios = FlowNetwork(model, input_shape), []
+    for k in range(1, iterations + 1):
+        # The scores of a program are shares of R already.
+        flow = 1.0 if network.program else synaptic_flow(model, network.masks(), input_shape=input_shape)
+        scores = network.scores()
+        chosen = best(network, kept_after(k, iterations, compression))
+        ratios.append(_sum_of(scores, network.live & ~chosen) / flow if flow else 0.0)
+        network.keep(chosen)
     return ratios
 
 
-def _scored_once(method: str | Callable[..., Scores], model: nn.Module) -> Callable[..., Scores]:
-    """The same saliency, computed at the first call only."""
-    score = method if callable(method) else lookup(SALIENCIES, method, "pruning method")
-    known: list[Scores] = []
-
-    def cached(model: nn.Module, masks: Masks, **options: object) -> Scores:
-        if not known:
-            known.append(score(model, masks, **options))
-        return known[0]
-
-    return cached
+def _sum_of(values: Tensor, marks: Tensor) -> float:
+    """The sum of the marked values, a cacheful at a time: a copy of them all would take longer than to score them."""
+    return sum(float(v.dot(m.to(v))) for v, m in zip(values.split(PIECE), marks.split(PIECE), strict=True))

@@ -10,14 +10,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from synflow_lib.errors import InputError
+from synflow_lib.pruning import losses
 from synflow_lib.pruning.flow_network import FlowNetwork
 from synflow_lib.pruning.state import absolute_state, forward, masked_state, prunable, scoring_mode, warn_unscored
 
-Batches = Sequence[tuple[Tensor, Tensor]]
+Batches = Sequence[tuple[Tensor, Tensor | None]]
 Scores = dict[str, Tensor]
 
 
@@ -31,15 +31,22 @@ def _like(model: nn.Module) -> Tensor:
     return next(iter(prunable(model).values())).detach()
 
 
-def _checked(model: nn.Module, batches: Batches | None, method: str) -> list[tuple[Tensor, Tensor]]:
+def _checked(
+    model: nn.Module, batches: Batches | None, method: str, loss: losses.Loss = losses.supervised
+) -> list[tuple[Tensor, Tensor | None]]:
     """The batches on the model's device and in its dtype; raises InputError for anything that is no such batch."""
     if not batches:
         raise InputError(f"{method} scores weights on data: pass batches=[(images, labels), ...]")
     like, checked = _like(model), []
     for batch in batches:
-        if not (isinstance(batch, tuple | list) and len(batch) == 2 and all(isinstance(t, Tensor) for t in batch)):
+        pair = isinstance(batch, tuple | list) and len(batch) == 2
+        unlabelled = pair and batch[1] is None and loss is not losses.supervised
+        if not pair or not all(isinstance(t, Tensor) for t in (batch[:1] if unlabelled else batch)):
             raise InputError(f"batches must be a sequence of (images, labels) tensors, not of {type(batch).__name__}")
         images, labels = batch
+        if unlabelled:
+            checked.append((images.to(like), None))
+            continue
         if labels.ndim != 1 or len(labels) != len(images) or labels.is_floating_point() or len(labels) == 0:
             raise InputError(
                 f"labels must be integers of shape [B] for images [B, ...], not {labels.dtype} {tuple(labels.shape)} "
@@ -53,39 +60,40 @@ def _loss(
     model: nn.Module,
     state: dict[str, Tensor],
     images: Tensor,
-    labels: Tensor,
+    labels: Tensor | None,
     weight: float,
     temperature: float = 1.0,
+    loss: losses.Loss = losses.supervised,
 ) -> Tensor:
-    outputs = forward(model, state, images)
-    if outputs.ndim != 2 or int(labels.max()) >= outputs.shape[1] or int(labels.min()) < 0:
-        raise InputError(
-            f"labels from {int(labels.min())} to {int(labels.max())} do not fit outputs of shape {tuple(outputs.shape)}"
-        )
-    return weight * F.cross_entropy(outputs / temperature, labels)
+    return weight * losses.evaluate(loss, forward(model, state, images) / temperature, labels)
 
 
-def _weighted(batches: list[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor, float]]:
-    total = sum(len(labels) for _, labels in batches)
-    return ((images, labels, len(labels) / total) for images, labels in batches)
+def _weighted(batches: list[tuple[Tensor, Tensor | None]]) -> Iterator[tuple[Tensor, Tensor | None, float]]:
+    total = sum(len(images) for images, _ in batches)
+    return ((images, labels, len(images) / total) for images, labels in batches)
 
 
 def loss_saliency(
     model: nn.Module, masks: Mapping[str, Tensor] | None = None, *, batches: Batches | None = None,
-    train_mode: bool = False, parameters: Iterable[str] | None = None, **_: object,
+    train_mode: bool = False, parameters: Iterable[str] | None = None, loss: str | losses.Loss = "supervised",
+    **_: object,
 ) -> Scores:  # fmt: skip
-    """Signed synaptic saliency of the mean cross entropy over `batches`: dL/dtheta * theta.
+    """Signed synaptic saliency of the mean loss over `batches`: dL/dtheta * theta.
 
-    The negative of Skeletonization's score (Mozer and Smolensky 1989); its absolute value is SNIP's. `parameters`
-    names what is scored (default: the prunable weights). Raises InputError for missing or misshapen batches.
+    With the cross entropy ("supervised") the negative of Skeletonization's score (Mozer and Smolensky 1989); its
+    absolute value is SNIP's. `loss` is a name in `LOSSES` or a function (outputs, labels) -> scalar; for one that
+    reads no labels they may be None: batches=[(images, None), ...]. `parameters` names what is scored (default: the
+    prunable weights). Raises InputError for missing or misshapen batches and an unknown loss.
     """
-    checked = _checked(model, batches, "this saliency")
+    loss = losses.resolve(loss)
+    checked = _checked(model, batches, "this saliency", loss)
     state = masked_state(model, masks)
     leaves = _leaves(model, state, parameters)
     total = {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
     with scoring_mode(model, train_mode), torch.enable_grad():
         for images, labels, weight in _weighted(checked):
-            gradients = torch.autograd.grad(_loss(model, state, images, labels, weight), list(leaves.values()))
+            objective = _loss(model, state, images, labels, weight, loss=loss)
+            gradients = torch.autograd.grad(objective, list(leaves.values()))
             for sum_, gradient in zip(total.values(), gradients, strict=True):
                 sum_ += gradient
     return {name: (total[name] * leaf).detach() for name, leaf in leaves.items()}
@@ -100,8 +108,9 @@ def snip(
 ) -> Scores:
     """SNIP's connection sensitivity |dL/dtheta * theta| (Lee et al. 2019), the gradient averaged over `batches`.
 
-    As in the SynFlow benchmark it is not divided by its sum, which changes no ranking. Raises InputError for missing
-    or misshapen batches.
+    As in the SynFlow benchmark it is not divided by its sum, which changes no ranking. `loss` is that of
+    `loss_saliency`: `functools.partial(snip, loss="uniform")` is a pruner that needs no labels (Lee et al. 2020).
+    Raises InputError for missing or misshapen batches.
     """
     return {name: score.abs() for name, score in loss_saliency(model, masks, batches=batches, **options).items()}
 

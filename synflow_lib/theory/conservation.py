@@ -22,8 +22,9 @@ def neurons(model: nn.Module, saliency: Mapping[str, Tensor], input_shape: Seque
 
     Columns: `group` (the layer that first writes to the unit; a residual stage is one group), `unit`, `into` (weights
     and biases that lead to it, BatchNorm's beta too), `scale` (BatchNorm's gamma, NaN without BatchNorm; where
-    Theorem 1 holds it equals `into` as well), `out` (weights that read it) and `error`, |into - out| relative to the
-    larger of both. `saliency` maps parameter names to S, signed or not; parameters that it lacks count as zero.
+    Theorem 1 holds it equals `into` as well), `out` (weights that read it), `difference` (into - out) and `error`,
+    |into - out| relative to the larger of both. `saliency` maps parameter names to S, signed or not; parameters that
+    it lacks count as zero.
     Raises InputError for a network that has no flow graph (see `flow_graph`).
     """
     graph = flow_graph(model, input_shape)
@@ -52,7 +53,17 @@ def neurons(model: nn.Module, saliency: Mapping[str, Tensor], input_shape: Seque
         for g in graph.hidden
     ]
     table = pd.concat(frames, ignore_index=True)
-    return table.assign(error=relative_error(table["into"], table["out"]))
+    return table.assign(difference=table["into"] - table["out"], error=relative_error(table["into"], table["out"]))
+
+
+def violation(units: pd.DataFrame) -> float:
+    """The largest |into - out| of any unit over the largest |into| of any: one number for how far Theorem 1 fails.
+
+    `units` is what `neurons` returned, or a part of it. This is the measure by which the authors' data give the
+    numbers quoted beside figure 3. A unit through which little flows hardly counts here; the column `error` judges
+    each unit by its own flow.
+    """
+    return float(units["difference"].abs().max() / units["into"].abs().max())
 
 
 def relative_error(a: pd.Series, b: pd.Series) -> pd.Series:
@@ -123,7 +134,10 @@ def layer_means(scores: Mapping[str, Tensor]) -> pd.DataFrame:
     Columns: `layer`, `inverse_size` (1 / number of weights), `average_score`. In a chain with conserved scores
     every layer has the same total, so the mean is proportional to `inverse_size`: a slope of 1 between logarithms.
     """
-    rows = [(name.removesuffix(".weight"), 1 / score.numel(), float(score.mean())) for name, score in scores.items()]
+    rows = [
+        (name.removesuffix(".weight"), 1 / score.numel(), float(score.mean(dtype=torch.float64)))
+        for name, score in scores.items()
+    ]
     return pd.DataFrame(rows, columns=["layer", "inverse_size", "average_score"])
 
 

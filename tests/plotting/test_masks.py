@@ -34,13 +34,6 @@ def test_layer_density_marks_the_first_collapse():
     assert axis.lines[0].get_ydata().tolist() == [1.0, 0.1]  # the line of an emptied layer ends
 
 
-def test_schedule_ratios_draw_each_schedule_beside_the_authors():
-    rows = [(f"10^{a}", s, n, 1.0 / n) for a in (2, 3) for s in ("exponential", "linear") for n in (1, 10)]
-    table = pd.DataFrame(rows, columns=["compression", "schedule", "iterations", "ratio"])
-    figure = plotting.schedule_ratios(table, table)
-    assert [len(axis.lines) for axis in figure.axes] == [3, 3, 3]  # two compressions or schedules, and the line at 1
-
-
 def test_relative_costs_draw_compact_lines_masked_markers_and_the_promise():
     rows = [
         (pruner, a, network, 10**-a if network == "compact" else 1.0, 0.5)
@@ -58,3 +51,16 @@ def test_relative_costs_draw_compact_lines_masked_markers_and_the_promise():
     assert ends == [(1.0, 0.1), (2.0, 0.01)]  # random's masks cut the network at 100
     hollow = [line.get_ydata().tolist() for line in drawn if line.get_linestyle() == "None"]
     assert hollow == [[1.0], [1.0, 1.0]]
+
+
+def test_layer_density_draws_the_authors_as_dots_and_tells_both_collapses():
+    steps = [layers([100, 100]), layers([10, 40]), layers([0, 9])]
+    ours = pd.concat([step.assign(pruner="magnitude", log10_compression=float(i)) for i, step in enumerate(steps)])
+    theirs = ours[ours["density"] > 0]
+    figure = plotting.layer_density(ours, theirs)
+    axis = figure.axes[0]
+    assert axis.get_title(loc="left") == "Magnitude\ncollapse: $10^{2.0}$, authors none"
+    dots = [line for line in axis.lines if line.get_linestyle() == "None"]
+    assert [dot.get_ydata().tolist() for dot in dots] == [[1.0, 0.1], [1.0, 0.4, 0.09]]
+    (legend,) = [each.get_legend() for each in figure.axes if each.get_legend()]
+    assert [text.get_text() for text in legend.get_texts()] == ["ours", "authors", "first empty layer, ours"]

@@ -13,18 +13,32 @@ RANDOM = np.random.default_rng(0)
 @pytest.mark.parametrize("signed", [False, True])
 def test_flow_in_out_draws_each_unit_once_and_the_diagonal(signed):
     flow = RANDOM.uniform(-1 if signed else 0.1, 1, 20)
-    table = pd.DataFrame({"group": ["a"] * 10 + ["b"] * 10, "into": flow, "out": flow, "error": 0.25})
+    difference = np.where(np.arange(20) == 7, 0.25 * np.abs(flow).max(), 0.0)
+    table = pd.DataFrame({"group": ["a"] * 10 + ["b"] * 10, "into": flow, "out": flow, "difference": difference})
     axis = plotting.flow_in_out({"synflow": table}).axes[0]
     assert sum(len(line.get_xdata()) for line in axis.lines[1:]) == 20
-    assert axis.get_title(loc="left") == "SynFlow\nworst error 0.25"
+    assert axis.get_title(loc="left") == "SynFlow\nlargest |in − out| 0.25"
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 4, 5])
+def test_panels_stand_in_rows_of_three_and_all_are_named(number):
+    table = pd.DataFrame({"group": "a", "into": [1.0, 2.0], "out": [1.0, 2.0], "difference": [0.0, 0.0]})
+    figure = plotting.flow_in_out({name: table for name in list(plotting.NAMES)[:number]})
+    drawn = [axis for axis in figure.axes if axis.axison]
+    assert [axis.get_title(loc="left").split("\n")[0] for axis in drawn] == list(plotting.NAMES.values())[:number]
+    assert [bool(axis.get_ylabel()) for axis in drawn] == [index % 3 == 0 for index in range(number)]
+    assert [bool(axis.get_xlabel()) for axis in drawn] == [index >= number - 3 for index in range(number)]
+    assert [len(axis.get_legend().get_texts()) for axis in figure.axes if axis.get_legend()] == [4] * (number > 3)
 
 
 def test_mean_score_against_size_fits_the_slope_that_the_data_have():
     size = np.array([10.0, 100.0, 1000.0])
     table = pd.DataFrame({"pruner": "synflow", "inverse_size": 1 / size, "average_score": 3 / size})
     reference = table.assign(average_score=(1 / size) ** 0.5)
-    title = plotting.mean_score_against_size(table, reference).axes[0].get_title(loc="left")
-    assert title == "SynFlow: slope 1.000\nauthors 0.500"
+    axis = plotting.mean_score_against_size(table, reference).axes[0]
+    assert axis.get_title(loc="left") == "SynFlow: slope 1.000\nauthors 0.500"
+    ours, theirs = axis.lines[0].get_ydata(), axis.lines[2].get_ydata()
+    assert np.prod(ours) == pytest.approx(1) and np.prod(theirs) == pytest.approx(1)  # each over its geometric mean
 
 
 def test_score_distributions_have_a_box_for_each_layer():

@@ -6,7 +6,16 @@ from torch import nn
 from toys import NETWORKS, SHAPE, batches, conv_chain, mlp, residual
 
 from synflow_lib.errors import InputError
-from synflow_lib.pruning import Masks, connected, critical_compression, prunable, prune, rho_max
+from synflow_lib.pruning import (
+    Masks,
+    collapse,
+    connected,
+    critical_compression,
+    critical_compressions,
+    prunable,
+    prune,
+    rho_max,
+)
 
 
 def full(model):
@@ -125,3 +134,13 @@ def test_a_criterion_that_cannot_be_used_gives_one_sentence():
         critical_compression(mlp(), "random", criterion="paths")
     with pytest.raises(InputError, match="pass input_shape"):
         critical_compression(mlp(), "random", criterion="signal")
+
+
+def test_both_criteria_in_one_search_give_what_each_gives_alone(monkeypatch):
+    model, options = conv_chain(), {"batches": batches(), "input_shape": SHAPE, "iterations": 3, "tolerance": 0.05}
+    alone = {c: critical_compression(model, "snip", criterion=c, **options) for c in ("layer", "signal")}
+    pruned = []
+    original = collapse.prune
+    monkeypatch.setattr(collapse, "prune", lambda m, s, rho, **o: pruned.append(rho) or original(m, s, rho, **o))
+    assert critical_compressions(model, "snip", **options) == alone
+    assert len(pruned) == len(set(pruned))

@@ -153,5 +153,14 @@ def test_relative_error_is_zero_where_nothing_flows():
     assert error.tolist() == [0.0, 0.5, 0.0]
 
 
+def test_violation_is_the_largest_difference_over_the_largest_flow_in():
+    import pandas as pd
+
+    units = pd.DataFrame({"into": [-4.0, 1.0], "difference": [0.5, -2.0]})
+    assert conservation.violation(units) == 0.5
+    table = conservation.neurons(mlp(), magnitude(mlp(), parameters=everything(mlp())), SHAPE)
+    assert (table["into"] - table["out"]).equals(table["difference"])
+
+
 def test_networks_end_in_as_many_outputs_as_classes():
     assert flow_graph(residual(), SHAPE).sizes[flow_graph(residual(), SHAPE).output] == CLASSES
