@@ -83,7 +83,7 @@ def trainability(table: pd.DataFrame) -> Figure:
                 band = {"color": COLOURS.get(pruner, "black"), "alpha": 0.2, "linewidth": 0}
                 axis.fill_between(losses.index, losses["min"], losses["max"], **band)
             axis.set(ylim=(0, None))
-        row[0].set_ylabel(f"training loss, compression {10**power:,.3g}")
+        row[0].set_ylabel(f"training loss\nat compression {10**power:,.3g}")
     for axis, pruner in zip(grid[0], pruners, strict=True):
         axis.set_title(NAMES.get(pruner, pruner))
     for axis in grid[-1]:
