@@ -157,13 +157,41 @@ def test_finding_3_the_figures_show_the_best_epoch():
     assert all(number in prose(SECTIONS[3]) for number in ("195 of 195", "0.42", "2.98"))
 
 
+def scoring_densities(query: str) -> str:
+    """The densities of our networks, means over seeds, as the text writes them."""
+    rows = experiments.table("vgg16_scoring_variants").query(query)
+    means = rows.groupby(["log10_compression", "layer"])["density"].mean()
+    return ", ".join(f"{density:.3f}" for density in means.iloc[:-1]) + f" and {means.iloc[-1]:.3f}"
+
+
+def test_finding_4_the_published_curves_keep_the_lowest_scores():
+    chosen = "pruner == 'grasp' and mode == 'eval' and layer == 0 and log10_compression in (0.5, 1, 2, 3)"
+    text = prose(SECTIONS[4])
+    lowest, own = (scoring_densities(f"{chosen} and sign == '{sign}'") for sign in ("published", "own"))
+    assert f"Ours keeps {lowest} where the lowest" in text and f"and {own} by GraSP's own rule" in text
+    published_ones = published.table("vgg16_scoring_density").query("pruner == 'grasp'")["density"]
+    found = [float(value) for value in lowest.replace(" and", ",").split(", ")]
+    other = [float(value) for value in own.replace(" and", ",").split(", ")]
+    assert found == pytest.approx(list(published_ones), abs=0.02)
+    assert all(abs(a - b) > 0.09 for a, b in zip(other, published_ones, strict=True))
+
+
+def test_finding_5_the_published_curves_are_scored_in_eval_mode():
+    chosen = "pruner == 'snip' and log10_compression == 0.5 and layer < 5"
+    evaluated, trained = (scoring_densities(f"{chosen} and mode == '{mode}'") for mode in ("eval", "train"))
+    assert f"ours keep {evaluated} in eval mode and {trained} in train mode" in prose(SECTIONS[5])
+    published_ones = published.table("vgg16_scoring_density").query("pruner == 'snip'")["density"]
+    found = [float(value) for value in evaluated.replace(" and", ",").split(", ")]
+    assert found == pytest.approx(list(published_ones), abs=0.025)
+
+
 def test_finding_6_shortcuts_are_empty_and_the_network_is_whole():
     table = experiments.table("resnet18_shortcuts")
     assert table["connected"].all()
     empty = table[table["shortcut"] & (table["kept"] == 0)].groupby("log10_compression").size()
-    assert empty[0.5] == 2 and set(empty[empty == 3].index) == {1.5, 2.0, 2.5, 3.0}
+    assert (empty[0.25], empty[0.5]) == (1, 2) and set(empty[empty == 3].index) == {2.0, 3.0}
     assert (table.loc[~table["shortcut"], "kept"] > 0).all()
-    assert "two of three at 10^0.5, all three from 10^1.5 on" in prose(SECTIONS[6])
+    assert "one of three at 10^0.25, two at 10^0.5, all three from 10^2 on" in prose(SECTIONS[6])
 
 
 def test_finding_7_networks_stop_learning_before_they_collapse():

@@ -4,12 +4,12 @@ import pandas as pd
 import pytest
 
 from synflow_lib import experiments, models
+from synflow_lib.benchmark import published
 from synflow_lib.experiments import neurons
 from synflow_lib.theory.conservation import violation
 
 SMALL = {"width": 1 / 16, "input_shape": (3, 32, 32)}
-# Largest |in - out| over the largest flow into any of the 4,992 units, from what the authors published (ERRATA 13).
-AUTHORS = {"random": 1.28, "magnitude": 0.52, "snip": 0.94, "grasp": 0.014, "synflow_float32": 4e-7}
+AUTHORS = published.table("figure3_violation").set_index("pruner")["violation"]
 
 
 @pytest.fixture(autouse=True)
@@ -59,7 +59,7 @@ def test_the_committed_units_are_those_between_two_convolutions(committed):
     sizes = [64, 64, 128, 128, *[256] * 4, *[512] * 7]
     for units in committed.values():
         assert units.groupby("group").size().tolist() == sizes and len(units) == 4992
-    assert set(committed) == {*AUTHORS, "synflow"}
+    assert set(committed) == {*AUTHORS.index, "synflow_float32"}
 
 
 def test_synflow_conserves_at_every_unit_of_the_paper_s_network(committed):
