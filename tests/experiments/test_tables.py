@@ -10,6 +10,7 @@ from synflow_lib.errors import InputError
 from synflow_lib.experiments import EXPERIMENTS, Experiment
 from synflow_lib.experiments import tables as module
 from synflow_lib.experiments.tables import provenances, table
+from synflow_lib.notebook import parameters_of
 
 
 @pytest.fixture
@@ -76,7 +77,8 @@ def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_computed(
 def test_every_experiment_is_documented_committed_and_shown_in_its_chapter(name):
     experiment = EXPERIMENTS[name]
     (chapter,) = paths.notebooks().glob(f"{experiment.chapter}_*.ipynb")
-    assert f'table(\\"{name}\\", scale' in chapter.read_text(encoding="utf-8")
+    source = chapter.read_text(encoding="utf-8")
+    assert "sf.experiments.table(" in source and f'\\"{name}\\"' in source and "scale" in parameters_of(chapter)
     assert len(experiment.compute.__doc__) > 100
     assert len(table(name)) > 0 and (paths.results() / f"{name}.csv").stat().st_size < 500_000
     assert provenances()[name]["command"] == experiment.command
