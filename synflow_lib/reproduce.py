@@ -259,9 +259,10 @@ def _remember(name: str, entry: dict, out: Path) -> None:
 
 
 def _title(job: Job) -> str:
-    said = {"scale": {"small": "small", "paper": "at the paper's size"}}
-    strings = {name: value for name, value in job.parameters.items() if isinstance(value, str)}
-    given = ", ".join(said.get(name, {}).get(value, value) for name, value in strings.items())
+    shown = (
+        {**job.parameters, "scale": "at the paper's size"} if job.parameters.get("scale") == "paper" else job.parameters
+    )
+    given = ", ".join(value for value in shown.values() if isinstance(value, str))
     return notebook.heading(job.notebook)[0] + (f" ({given})" if given else "")
 
 
