@@ -117,7 +117,8 @@ def snip(
 
 def grasp(
     model: nn.Module, masks: Mapping[str, Tensor] | None = None, *, batches: Batches | None = None,
-    train_mode: bool = False, parameters: Iterable[str] | None = None, temperature: float = 1.0, **_: object,
+    train_mode: bool = False, parameters: Iterable[str] | None = None, temperature: float = 1.0,
+    loss: str | losses.Loss = "supervised", **_: object,
 ) -> Scores:  # fmt: skip
     """GraSP (Wang et al. 2020): theta * Hg, where g is the gradient of the loss and H its Hessian.
 
@@ -125,25 +126,28 @@ def grasp(
     removal would reduce the gradient's norm most. The published SynFlow curves kept the lowest (ERRATA 4); that is
     `prune(..., invert=True)`. `temperature` divides the outputs (200 in the GraSP authors' code, 1 here as in the
     benchmark). H g is g differentiated once more along a frozen g; g and H are over `parameters`, by default the
-    prunable weights. Raises InputError for missing or misshapen batches.
+    prunable weights. `loss` is that of `loss_saliency`. Raises InputError for missing or misshapen batches and an
+    unknown loss.
     """
-    checked = _checked(model, batches, "grasp")
+    loss = losses.resolve(loss)
+    checked = _checked(model, batches, "grasp", loss)
     state = masked_state(model, masks)
     leaves = _leaves(model, state, parameters)
     values = list(leaves.values())
     gradient = [torch.zeros_like(leaf) for leaf in values] if len(checked) > 1 else None
     product = [torch.zeros_like(leaf) for leaf in values]
 
-    def loss(images: Tensor, labels: Tensor, weight: float) -> Tensor:
-        return _loss(model, state, images, labels, weight, temperature)
+    def objective(images: Tensor, labels: Tensor | None, weight: float) -> Tensor:
+        return _loss(model, state, images, labels, weight, temperature, loss)
 
     # Of attention's implementations only the plain one can be differentiated twice.
     with scoring_mode(model, train_mode), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
         for images, labels, weight in _weighted(checked) if gradient else ():
-            for sum_, part in zip(gradient, torch.autograd.grad(loss(images, labels, weight), values), strict=True):
+            parts = torch.autograd.grad(objective(images, labels, weight), values)
+            for sum_, part in zip(gradient, parts, strict=True):
                 sum_ += part
         for images, labels, weight in _weighted(checked):
-            parts = torch.autograd.grad(loss(images, labels, weight), values, create_graph=True)
+            parts = torch.autograd.grad(objective(images, labels, weight), values, create_graph=True)
             # Of a single batch g is at hand already.
             frozen = gradient or [part.detach() for part in parts]
             along = sum((part * g).sum() for part, g in zip(parts, frozen, strict=True))
