@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 AXES = {"dataset": ["digits"], "model": ["vgg11"], "pruner": ["synflow"], "compression": [10.0], "seed": [0]}
 OPTIONS = {"width": 1.0, "iterations": None, "schedule": "exponential", "scope": "global", "train_mode": False}
 OPTIONS |= {"invert": False, "shuffle": False, "reinitialise": False, "cycles": 0, "no_rewind": False}
+OPTIONS |= {"isometry": False, "loss": "supervised", "source": ""}
 SHOWN = ["dataset", "model", "pruner", "compression", "seed", "recipe", "status", "accuracy_last", "accuracy_best"]
 PANELS_HELP = "panels of figure 6: all, or data sets, models or pairs such as cifar10_vgg16"
 
@@ -53,6 +54,9 @@ def define_bench(sub: argparse.ArgumentParser) -> None:
     what.add_argument("--invert", action="store_true", default=None, help="keep the lowest scores")
     what.add_argument("--shuffle", action="store_true", default=None, help="permute each layer's mask")
     what.add_argument("--reinitialise", action="store_true", default=None, help="draw new weights after pruning")
+    what.add_argument("--isometry", action="store_true", default=None, help="bring the kept weights near to isometry")
+    what.add_argument("--loss", help="that snip and grasp score by: supervised (default), uniform, entropy, ...")
+    what.add_argument("--source", help="data set that snip and grasp score on (default: the one that is trained on)")
     what.add_argument("--cycles", type=int, help="train and prune so often before the final training (default: 0)")
     what.add_argument("--no-rewind", action="store_true", default=None, help="do not put weights back between cycles")
     where = sub.add_argument_group("where and how")
@@ -84,6 +88,12 @@ def define_results(sub: argparse.ArgumentParser) -> None:
     for name in ("dataset", "model", "pruner", "recipe"):
         sub.add_argument(f"--{name}", nargs="+", help=f"only this {name}")
     sub.add_argument("--width", type=float, help="only networks of this width")
+    sub.add_argument(
+        *("--options",),
+        nargs="+",
+        metavar="NAME",
+        help="only runs for which bench was given one of these options, such as isometry (none: those without any)",
+    )
     sub.add_argument("--records", type=Path, metavar="DIR", help="folder of the records (default: data/records)")
 
 
@@ -203,6 +213,7 @@ def estimate(arguments: argparse.Namespace, runs: "list[Run]", speed: "Speed | N
 
 def matching(rows: "pd.DataFrame", arguments: argparse.Namespace) -> "pd.DataFrame":
     """The rows that the filters of `results` leave."""
+    from synflow_lib.benchmark import records, status
     from synflow_lib.benchmark.grid import SAME_NETWORK
 
     for name in ("dataset", "model", "pruner", "recipe"):
@@ -210,6 +221,11 @@ def matching(rows: "pd.DataFrame", arguments: argparse.Namespace) -> "pd.DataFra
             rows = rows[rows[name].isin(wanted)]
     if arguments.width is not None:
         rows = rows[rows["width"] == arguments.width]
+    if arguments.options is not None:
+        known = {name.replace("_", "-"): name for name in status.DEFAULTS} | {"no-rewind": "rewind", "none": "none"}
+        wanted = {lookup(known, name, "option") for name in arguments.options}
+        used = [set(status.changed(records.run_of(row))) or {"none"} for row in rows.to_dict("records")]
+        rows = rows[[bool(wanted & names) for names in used]]
     if arguments.panels is not None:
         pairs = {(d, SAME_NETWORK.get(m, m)) for d, m in panels.chosen(arguments.panels)}
         same = [

@@ -77,6 +77,15 @@ def test_a_reader_that_stops_early_gets_no_traceback():
         ("bench --estimate --model vgg12", "unknown model 'vgg12'"),
         ("bench --schedule cubic", "unknown schedule 'cubic'"),
         ("bench --scope all", "unknown scope 'all'"),
+        ("bench --pruner snip --loss uniformed", "unknown loss 'uniformed'; did you mean 'uniform'?"),
+        ("bench --pruner snip synflow --loss uniform", "loss is for snip and grasp, which score on data, not for synf"),
+        ("bench --pruner snip --source cifar", "unknown data set 'cifar'; did you mean 'cifar10'?"),
+        ("bench --pruner random --source cifar10", "source is for snip and grasp, which score on data, not for random"),
+        (
+            "bench --pruner snip --source cifar100",
+            "a network for digits (3x32x32, 10 classes) cannot score on cifar100",
+        ),
+        ("bench --panels all --isometry", "leave out --isometry"),
         ("bench --engine dask", "unknown engine 'dask'"),
         ("bench --device tpu", "unknown device 'tpu'"),
         ("bench --device cuda:99", "device 'cuda:99' is not available"),
@@ -167,10 +176,11 @@ def test_every_option_of_bench_reaches_the_run(seen):
         "bench --dataset cifar10 --model vgg16 --pruner snip --compression 100 --seed 3 4 --recipe described "
         "--width 0.5 "
         "--iterations 7 --schedule linear --scope layer --train-mode --invert --shuffle --reinitialise --cycles 2 "
-        "--no-rewind --engine serial --workers 3 --threads 2 --device cpu"
+        "--no-rewind --isometry --loss entropy --source digits --engine serial --workers 3 --threads 2 --device cpu"
     )
     cli.main(text.split())
     options = {"width": 0.5, "iterations": 7, "schedule": "linear", "scope": "layer", "cycles": 2, "rewind": False}
+    options |= {"isometry": True, "loss": "entropy", "source": "digits"}
     flags = dict.fromkeys(("train_mode", "invert", "shuffle", "reinitialise"), True)
     runs = [Run("cifar10", "vgg16", "snip", 2.0, seed, "described", **options, **flags) for seed in (3, 4)]
     options = {"threads": 2, "speed": None, "runs_per_gpu": 1, "address": None}
@@ -233,6 +243,18 @@ def test_status_and_results_tell_what_is_recorded(capsys):
     assert len(sf.benchmark.results.read(Path("mine.csv"))) == 2
     assert cli.main(["results", "--recipe", "smoke"]) == 0
     assert capsys.readouterr().out.count(" done ") == 2
+
+
+def test_results_by_their_options(capsys):
+    for options in ([], ["--isometry"], ["--isometry", "--loss", "uniform"], ["--no-rewind", "--cycles", "1"]):
+        cli.main([*QUICK, "--pruner", "snip", *options, "--engine", "serial"])
+    counts = {"none": 1, "isometry": 2, "loss": 1, "cycles loss": 2, "isometry none": 3, "no-rewind": 1}
+    for names, count in counts.items():
+        assert cli.main(["results", "--options", *names.split(), "--out", "mine.csv"]) == 0
+        assert len(sf.benchmark.results.read(Path("mine.csv"))) == count
+    capsys.readouterr()
+    assert cli.main(["results", "--options", "isometric"]) == 2
+    assert capsys.readouterr().err.startswith("synflow: unknown option 'isometric'; did you mean 'isometry'?")
 
 
 def test_results_are_compared_where_the_authors_have_them(capsys):

@@ -83,7 +83,7 @@ def run_all(
     with Progress(len(different), len(different) - len(pending), shown=progress) as report:
         if pending:
             with opened(means, len(pending), report) as serve:
-                for name in dict.fromkeys(run.dataset for run in pending):
+                for name in dict.fromkeys(name for run in pending for name in (run.dataset, run.source) if name):
                     data.prepare(name)  # once, here: not by every worker at the same time
                 with gently():
                     finish(pending, serve, report)

@@ -12,13 +12,14 @@ from typing import Any
 import torch
 
 from synflow_lib import models
-from synflow_lib.data import DATASETS
+from synflow_lib.data import DATASETS, DatasetSpec
 from synflow_lib.errors import InputError, lookup
-from synflow_lib.pruning import SALIENCIES, SCHEDULES, SCOPES, check_compression, rho_max
+from synflow_lib.pruning import LOSSES, NEEDS_DATA, SALIENCIES, SCHEDULES, SCOPES, check_compression, rho_max
 from synflow_lib.training import RECIPES
 
 SAME_NETWORK = {"wide_resnet18_published": "resnet18"}  # ERRATA 1: trained once, counted in both panels
-HOW = ("pruner", "iterations", "schedule", "scope", "train_mode", "invert", "shuffle")  # fields that say how to prune
+# Fields that say how to prune.
+HOW = ("pruner", "iterations", "schedule", "scope", "train_mode", "invert", "shuffle", "loss", "source")
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,10 @@ class Run:
     permutes each layer's mask, `reinitialise` draws new weights after pruning. With `cycles` n > 0 it is
     iterative magnitude pruning (or the like): n times train, then prune the trained weights to rho^(i/n), and
     with `rewind` put the survivors back to their initial values.
+
+    Lee et al. (2020): `isometry` brings the kept weights near to isometry (`theory.approximate_isometry`) before the
+    last training, after `reinitialise`. snip and grasp score by `loss`, a name in `LOSSES`, and on images of
+    `source`, another data set of the same shape and number of classes ("": of the one that is trained on).
     """
 
     dataset: str
@@ -49,17 +54,22 @@ class Run:
     reinitialise: bool = False
     cycles: int = 0
     rewind: bool = True
+    isometry: bool = False
+    loss: str = "supervised"
+    source: str = ""
 
     def __post_init__(self):
         # Plain Python values (numpy's too have to give the same key), and one spelling for the method's own
         # default.
         for name, kind in (("log10_compression", float), ("width", float), ("seed", int), ("cycles", int)):
             object.__setattr__(self, name, _plain(name, getattr(self, name), kind))
-        for name in ("train_mode", "invert", "shuffle", "reinitialise", "rewind"):
+        for name in ("train_mode", "invert", "shuffle", "reinitialise", "rewind", "isometry"):
             object.__setattr__(self, name, _plain(name, getattr(self, name), bool))
         if self.iterations is not None:
             number = _plain("iterations", self.iterations, int)
             object.__setattr__(self, "iterations", None if number == default_iterations(self.pruner) else number)
+        if self.source == self.dataset:
+            object.__setattr__(self, "source", "")
 
     @property
     def compression(self) -> float:
@@ -97,7 +107,27 @@ class Run:
         if self.iterations is not None and self.iterations < 1:
             raise InputError(f"iterations must be at least 1, not {self.iterations}")
         check_compression(self.compression, highest_compression(self.model, self.dataset, self.width))
+        self._check_scoring()
         return self
+
+    def _check_scoring(self) -> None:
+        """Raise InputError where `loss` and `source` cannot score this network, or are not looked at."""
+        lookup(LOSSES, self.loss, "loss")
+        own, other = DATASETS[self.dataset], lookup(DATASETS, self.source or self.dataset, "data set")
+        given = [name for name, used in (("loss", self.loss != "supervised"), ("source", bool(self.source))) if used]
+        if given and self.pruner not in NEEDS_DATA:
+            pruners = " and ".join(name for name in SALIENCIES if name in NEEDS_DATA)
+            raise InputError(f"{given[0]} is for {pruners}, which score on data, not for {self.pruner}")
+        if (own.input_shape, own.classes) != (other.input_shape, other.classes):
+            raise InputError(
+                f"a network for {_described(own)} cannot score on {_described(other)}: a source must have images of "
+                "the same shape and as many classes"
+            )
+
+
+def _described(spec: DatasetSpec) -> str:
+    """For a person: cifar10 (3x32x32, 10 classes)."""
+    return f"{spec.name} ({'x'.join(map(str, spec.input_shape))}, {spec.classes} classes)"
 
 
 def _plain(name: str, value: Any, kind: type) -> Any:

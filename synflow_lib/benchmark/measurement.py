@@ -12,6 +12,7 @@ from synflow_lib.benchmark.grid import SAME_NETWORK, Run
 from synflow_lib.data import DATASETS, Dataset
 from synflow_lib.devices import Speed
 from synflow_lib.pruning import NEEDS_DATA, prune, rho_max
+from synflow_lib.theory import approximate_isometry
 from synflow_lib.training import Recipe, evaluate, recipe, train
 
 PER_CLASS = 10  # images that snip and grasp score on: the default of `data.scoring_batches`
@@ -57,9 +58,9 @@ class Measurements:
         self.known: dict[tuple, Any] = {}
 
     def seconds(self, run: Run) -> float:
-        """All trainings of the run, and its pruning."""
+        """All trainings of the run, its pruning and its isometry."""
         epochs = recipe(run.recipe, run.dataset, run.model).epochs
-        return (run.cycles + 1) * epochs * self.epoch(run) + self.pruning(run) * max(run.cycles, 1)
+        return (run.cycles + 1) * epochs * self.epoch(run) + self.pruning(run) * max(run.cycles, 1) + self.isometry(run)
 
     def epoch(self, run: Run) -> float:
         """One epoch with its evaluation, of the dense network on data of the run's size."""
@@ -76,6 +77,11 @@ class Measurements:
             return 0.0
         seconds = self._once(run, (run.pruner, run.iterations), lambda: pruning(run, self.here))
         return seconds * (PER_CLASS * DATASETS[run.dataset].classes if run.pruner in NEEDS_DATA else 1)
+
+    def isometry(self, run: Run) -> float:
+        """Approximate isometry, for random masks of the run's compression: no other masks leave as much to do."""
+        what = ("isometry", run.log10_compression)
+        return self._once(run, what, lambda: isometry(run, self.here)) if run.isometry else 0.0
 
     def _once(self, run: Run, what: Hashable, measure: Callable[[], Any]) -> Any:
         model, shape = SAME_NETWORK.get(run.model, run.model), DATASETS[run.dataset].input_shape
@@ -127,6 +133,15 @@ def pruning(run: Run, here: Here) -> float:
     masks.kept  # noqa: B018 - a number, so the device has finished
     seconds = time.perf_counter() - began
     return seconds / count if batches else seconds
+
+
+def isometry(run: Run, here: Here) -> float:
+    """Seconds of approximate isometry of the network, randomly pruned to the run's compression."""
+    model = network(run).to(here.device)
+    masks = prune(model, "random", run.compression).to(here.device)
+    began = time.perf_counter()
+    approximate_isometry(model, masks)
+    return time.perf_counter() - began
 
 
 def network(run: Run) -> torch.nn.Module:

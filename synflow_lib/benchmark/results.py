@@ -13,7 +13,7 @@ from synflow_lib import paths
 from synflow_lib.benchmark import records
 from synflow_lib.benchmark.engines import run_all
 from synflow_lib.benchmark.grid import SAME_NETWORK, Run, grid
-from synflow_lib.benchmark.tables import COLUMNS, FIELDS, ordered, read, row, settings_hash, typed, write
+from synflow_lib.benchmark.tables import COLUMNS, FIELDS, NEEDED, ordered, read, row, settings_hash, typed, write
 from synflow_lib.errors import InputError
 
 __all__ = [
@@ -42,7 +42,7 @@ def committed() -> pd.DataFrame:
     """All rows of the files under data/results that have these columns; `file` names where each comes from."""
     found = [pd.DataFrame(columns=[*COLUMNS, "file"])]
     for path in sorted(paths.results().rglob("*.csv")):
-        if set(COLUMNS) <= set(pd.read_csv(path, nrows=0).columns):
+        if set(NEEDED) <= set(pd.read_csv(path, nrows=0).columns):
             found.append(read(path).assign(file=path.name))
     return ordered(typed(pd.concat([part for part in found if len(part)] or found[:1], ignore_index=True)))
 

@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from synflow_lib.benchmark.grid import Run, default_iterations
 from synflow_lib.devices import Speed
 from synflow_lib.errors import InputError
 from synflow_lib.pruning import NEEDS_DATA, SALIENCIES, Compacted, Masks, compact, connected, prunable, prune
+from synflow_lib.theory import approximate_isometry
 from synflow_lib.training import Checkpoint, History, Recipe, Stopped, recipe, train
 
 Train = Callable[..., History]
@@ -108,6 +109,8 @@ def execute(spec: Run, device: torch.device, speed: Speed) -> dict[str, Any]:
         "layers": masks.layers().to_dict("records"),
         "savings": {"compact_share": share, "disconnected": bool(speed.skip_disconnected and not joined)},
         "prune_seconds": last.notes["prune_seconds"],
+        "isometry_results": last.notes["isometry"],
+        "source_fingerprint": scored_on(spec, dataset).fingerprint,
         **pace(history, settings, dataset),
         "peak_memory": devices.peak_memory(device),
         "settings": settings.settings(),
@@ -141,15 +144,27 @@ def checkpoint_interval() -> float:
 def prepared(
     spec: Run, model: nn.Module, dataset: "data.Dataset", training: Train
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Bring `model` to where its last training begins; return the masks, and notes of the cycles and the time."""
+    """Bring `model` to where its last training begins; return the masks, and notes of the cycles, what isometry did and
+    the time of it all.
+    """
     started = time.perf_counter()
     masks, cycles = pruned_in_cycles(spec, model, dataset, training)
     if spec.shuffle:
         masks = masks.shuffled(spec.seed)
     if spec.reinitialise:
         models.reinitialise(model, spec.seed + NEW_WEIGHTS)
+    trained = not (cycles and cycles[-1].status == "diverged")
+    repair = isometric(model, masks) if spec.isometry and trained else None
     seconds = round(time.perf_counter() - started, 3)
-    return dict(masks.items()), {"prune_seconds": seconds, "cycles": [asdict(cycle) for cycle in cycles]}
+    notes = {"prune_seconds": seconds, "cycles": [asdict(cycle) for cycle in cycles], "isometry": repair}
+    return dict(masks.items()), notes
+
+
+def isometric(model: nn.Module, masks: Masks) -> dict[str, Any]:
+    """Bring the kept weights of `model` near to isometry; return the objective before and after, and the steps."""
+    repair = approximate_isometry(model, masks)
+    before, *_, after = repair.curve
+    return {"before": before, "after": after, "steps": len(repair.curve) - 1, "converged": repair.converged}
 
 
 def compacted(spec: Run, model: nn.Module, masks: Masks, input_shape: tuple[int, ...]) -> Compacted | None:
@@ -198,15 +213,26 @@ def loaded(name: str, device: torch.device) -> "data.Dataset":
     return data.load(name, device=device)
 
 
+def scored_on(spec: Run, dataset: "data.Dataset") -> "data.Dataset":
+    """The data set that snip and grasp score on: `spec.source`, or the one that is trained on."""
+    return loaded(spec.source, dataset.train_images.device) if spec.source else dataset
+
+
+def saliency(spec: Run) -> Callable[..., dict[str, Tensor]]:
+    """The scores of `spec`: those of its pruner, by its loss where they need one."""
+    method = SALIENCIES[spec.pruner]
+    return method if spec.loss == "supervised" else partial(method, loss=spec.loss)
+
+
 def pruned(
     spec: Run, model: nn.Module, dataset: "data.Dataset", compression: float | None = None, among: Masks | None = None
 ) -> Masks:
     """Prune `model` as `spec` says, to its compression or the one given, only weights that `among` still has."""
-    method = SALIENCIES[spec.pruner]
-    batches = data.scoring_batches(dataset, seed=spec.seed) if spec.pruner in NEEDS_DATA else None
+    method, needs_data = saliency(spec), spec.pruner in NEEDS_DATA
+    batches = data.scoring_batches(scored_on(spec, dataset), seed=spec.seed) if needs_data else None
     return prune(
         model,
-        surviving(method, among, spec.invert) if among else spec.pruner,
+        surviving(method, among, spec.invert) if among else method,
         spec.compression if compression is None else compression,
         input_shape=dataset.input_shape,
         batches=batches,

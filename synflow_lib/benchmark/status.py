@@ -7,6 +7,7 @@ network) share its character too.
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
 
 from synflow_lib import paths
 from synflow_lib.benchmark import claims, records
@@ -66,8 +67,12 @@ class Panel:
 
 def options(run: Run) -> str:
     """What a run does otherwise than by default, e.g. "train_mode" or "cycles=2"; empty where it does nothing so."""
-    stated = {name: value for name, value in asdict(run).items() if name in DEFAULTS and value != DEFAULTS[name]}
-    return " ".join(name if value is True else f"{name}={value}" for name, value in stated.items())
+    return " ".join(name if value is True else f"{name}={value}" for name, value in changed(run).items())
+
+
+def changed(run: Run) -> dict[str, Any]:
+    """The options of a run that are not at their default."""
+    return {name: value for name, value in asdict(run).items() if name in DEFAULTS and value != DEFAULTS[name]}
 
 
 def recorded() -> tuple[list[Run], dict[str, str]]:

@@ -21,8 +21,9 @@ from synflow_lib.pruning import SALIENCIES
 
 FIELDS = [field.name for field in fields(Run)]
 TEXTS = ("dataset", "model", "pruner", "recipe", "schedule", "scope", "status", "device_name", "speed", "torch")
-TEXTS += ("library", "git_revision", "dataset_fingerprint", "settings", "key")
+TEXTS += ("library", "git_revision", "dataset_fingerprint", "settings", "key", "loss", "source")
 BOOLS = ("train_mode", "invert", "shuffle", "reinitialise", "rewind", "connected", "disconnected", "dataset_official")
+BOOLS += ("isometry",)
 WHOLE = ("seed", "iterations", "cycles", "best_epoch", "epochs", "diverged_epoch", "peak_memory", "threads")
 # Accuracies are shares of 10,000 images at most, so two digits are all of them, but for the 360 digits.
 DIGITS = {"log10_compression": 9, "width": 9, "accuracy_last": 2, "accuracy_best": 2, "compression": 4, "density": 6}
@@ -33,6 +34,8 @@ OUTCOME += ["density", "lowest_density", "connected", "compact_share", "disconne
 OUTCOME += ["train_seconds", "epoch_seconds", "images_per_second", "peak_memory", "device_name", "threads", "speed"]
 OUTCOME += ["torch", "library", "git_revision", "dataset_fingerprint", "dataset_official", "settings", "key"]
 COLUMNS = FIELDS + OUTCOME
+OPTIONS = {field.name: field.default for field in fields(Run)[6:]}  # a file that was written before one lacks it
+NEEDED = [name for name in COLUMNS if name not in OPTIONS]
 
 
 def row(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -78,14 +81,17 @@ def write(path: Path, frame: pd.DataFrame) -> Path:
 
 
 def read(path: Path) -> pd.DataFrame:
-    """The rows of one file, typed; raises InputError for a file that is absent or has other columns."""
+    """The rows of one file, typed, an option of `Run` that it has no column of at its default.
+
+    Raises InputError for a file that is absent or lacks any other column.
+    """
     try:
         frame = pd.read_csv(path, dtype=str, keep_default_na=False)
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read {paths.shown(path)}: {error}") from error
-    if missing := [name for name in COLUMNS if name not in frame]:
+    if missing := [name for name in NEEDED if name not in frame]:
         raise InputError(f"{paths.shown(path)} has no column {missing[0]!r}: it is not a file of `synflow results`")
-    return typed(frame[COLUMNS])
+    return typed(frame.assign(**{name: OPTIONS[name] for name in OPTIONS if name not in frame})[COLUMNS])
 
 
 def typed(frame: pd.DataFrame) -> pd.DataFrame:

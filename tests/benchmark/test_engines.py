@@ -94,6 +94,15 @@ def test_bad_input_is_refused_before_any_work(wrong, sentence, quick, monkeypatc
         run_all([quick, replace(quick, model="vgg")], device="cpu", progress=False)
 
 
+def test_every_data_set_is_made_ready_once_before_the_runs_those_scored_on_too(quick, monkeypatch):
+    ready = []
+    monkeypatch.setattr(data, "prepare", ready.append)
+    monkeypatch.setattr(engines, "attempt", lambda run, *_: {"key": run.key, "status": "done", "seconds": 1})
+    scored = replace(quick, pruner="snip", source="cifar10")
+    run_all([quick, scored, replace(scored, seed=1)], "serial", device="cpu", progress=False)
+    assert ready == ["digits", "cifar10"]
+
+
 def test_workers_default_to_the_cores_that_may_be_used():
     assert 1 <= default_workers(torch.device("cpu")) <= os.cpu_count()
     assert default_workers(torch.device("mps")) == 1

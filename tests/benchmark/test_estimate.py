@@ -41,6 +41,31 @@ def test_the_hours_are_those_of_the_parts(measured):
     assert row["source"] == "measured" and measured == [("cifar10", "vgg11"), "synflow", "snip"]
 
 
+def test_isometry_takes_its_time_once_for_each_compression(measured, monkeypatch):
+    def isometry(run, here):
+        measured.append(("isometry", run.log10_compression))
+        return 7.0
+
+    monkeypatch.setattr(measurement_module, "isometry", isometry)
+    runs = [FULL, *(replace(FULL, isometry=True, seed=seed) for seed in (0, 1))]
+    hours = [estimate([run], "cpu")["hours"][0] * 3600 for run in runs]
+    assert hours[1] - hours[0] == hours[2] - hours[0] == pytest.approx(7.0)
+    measured.clear()
+    estimate(runs, "cpu")
+    assert measured == [("cifar10", "vgg11"), "synflow", ("isometry", 1.0)]
+
+
+def test_isometry_is_timed_on_the_network_of_the_run(monkeypatch):
+    seen = []
+    monkeypatch.setattr(measurement_module, "approximate_isometry", lambda model, masks: seen.append((model, masks)))
+    run = Run("digits", "mlp", "snip", 1.5, recipe="smoke", width=0.1, isometry=True)
+    here = measurement_module.Here(torch.device("cpu"), 1, None, TINY, print)
+    assert measurement_module.isometry(run, here) >= 0
+    ((model, masks),) = seen
+    assert masks.compression == pytest.approx(10**1.5, rel=1e-2)
+    assert masks.total == sum(p.numel() for n, p in model.named_parameters() if n in masks)
+
+
 def test_what_is_shared_is_counted_and_measured_once(measured):
     table = estimate(published_grid("fast"), "cpu").set_index(["dataset", "model"])
     assert table["runs"].tolist() == [195] * 12

@@ -9,7 +9,7 @@ from synflow_lib import models
 from synflow_lib.benchmark import PUBLISHED_GRID, PUBLISHED_PANELS, Run, grid, published, published_grid
 from synflow_lib.benchmark.grid import PUBLISHED_PRUNERS, highest_compression
 from synflow_lib.errors import InputError
-from synflow_lib.pruning import rho_max
+from synflow_lib.pruning import LOSSES, rho_max
 
 RUN = Run("digits", "vgg11", "synflow", 2.0, width=0.25)
 
@@ -27,10 +27,11 @@ def test_pruners_share_the_record_of_the_dense_network_and_nothing_else():
     dense = {Run("digits", "vgg11", pruner, 0, iterations=3).key for pruner in PUBLISHED_PRUNERS}
     pruned = {Run("digits", "vgg11", pruner, 0.25).key for pruner in PUBLISHED_PRUNERS}
     assert len(dense) == 1 and len(pruned) == 5
-    others = {
-        Run("digits", "vgg11", "snip", 0, **change).key for change in ({"seed": 1}, {"cycles": 1}, {"width": 0.5})
-    }
-    assert len(others | dense) == 4
+    scored = {Run("digits", "vgg11", "snip", 0, **way).key for way in ({"loss": "uniform"}, {"source": "cifar10"})}
+    assert scored == dense
+    changes = ({"seed": 1}, {"cycles": 1}, {"width": 0.5}, {"isometry": True})
+    others = {Run("digits", "vgg11", "snip", 0, **change).key for change in changes}
+    assert len(others | dense) == 5
     assert len(PUBLISHED_PANELS) == 12
 
 
@@ -73,6 +74,7 @@ def test_every_field_but_none_at_its_default_changes_the_key():
         **{"dataset": "cifar10", "model": "vgg16", "pruner": "snip", "log10_compression": 1.0, "seed": 1},
         **{"recipe": "smoke", "width": 0.5, "iterations": 7, "schedule": "linear", "scope": "layer"},
         **{"train_mode": True, "invert": True, "shuffle": True, "reinitialise": True, "cycles": 1, "rewind": False},
+        **{"isometry": True, "loss": "uniform", "source": "cifar10"},
     }
     assert list(other) == [field.name for field in fields(Run)]
     keys = {RUN.key, *(replace(RUN, **{name: value}).key for name, value in other.items())}
@@ -87,6 +89,7 @@ def test_equal_runs_have_equal_keys_however_they_are_written():
     ]
     assert {run.key for run in same} == {RUN.key}
     assert set(same) == {RUN}
+    assert replace(RUN, source="digits") == RUN
     assert replace(RUN, pruner="snip", iterations=1).key == replace(RUN, pruner="snip").key
     assert replace(RUN, iterations=1).key != RUN.key
 
@@ -106,6 +109,22 @@ def test_equal_runs_have_equal_keys_however_they_are_written():
         ({"iterations": 0}, "iterations must be at least 1"),
         ({"seed": -1}, "seed and cycles must not be negative"),
         ({"cycles": -1}, "seed and cycles must not be negative"),
+        ({"pruner": "snip", "loss": "uniformed"}, "unknown loss 'uniformed'; did you mean 'uniform'?"),
+        ({"pruner": "snip", "source": "cifar"}, "unknown data set 'cifar'; did you mean 'cifar10'?"),
+        ({"loss": "uniform"}, "loss is for snip and grasp, which score on data, not for synflow"),
+        (
+            {"source": "cifar10", "pruner": "random"},
+            "source is for snip and grasp, which score on data, not for random",
+        ),
+        (
+            {"pruner": "grasp", "source": "cifar100"},
+            "a network for digits (3x32x32, 10 classes) cannot score on cifar100 (3x32x32, 100 classes): a source must "
+            "have images of the same shape and as many classes",
+        ),
+        (
+            {"dataset": "cifar100", "pruner": "snip", "source": "tiny-imagenet"},
+            "a network for cifar100 (3x32x32, 100 classes) cannot score on tiny-imagenet (3x64x64, 200 classes)",
+        ),
     ],
 )
 def test_what_cannot_be_run_is_refused(wrong, sentence):
@@ -118,12 +137,19 @@ def test_what_cannot_be_run_is_refused(wrong, sentence):
     [
         *({"seed": 1.5}, {"seed": "1"}, {"seed": None}, {"cycles": 0.5}, {"iterations": 2.5}),
         *({"log10_compression": "2"}, {"log10_compression": float("nan")}, {"log10_compression": float("inf")}),
-        *({"shuffle": "yes"}, {"rewind": 2}, {"width": "wide"}),
+        *({"shuffle": "yes"}, {"rewind": 2}, {"width": "wide"}, {"isometry": "no"}),
     ],
 )
 def test_a_value_of_the_wrong_type_is_refused(wrong):
     with pytest.raises(InputError, match=f"{next(iter(wrong))} must be"):
         replace(RUN, **wrong)
+
+
+@pytest.mark.parametrize("pruner", ["snip", "grasp"])
+def test_what_scores_on_data_takes_any_loss_and_a_source_of_its_size(pruner):
+    for loss in LOSSES:
+        run = replace(RUN, pruner=pruner, loss=loss, source="cifar10", isometry=True)
+        assert run.validate() is run
 
 
 def test_the_highest_compression_is_counted_without_weights():

@@ -150,6 +150,26 @@ def test_first_epochs_are_read_where_they_are(project):
     assert results.first_epochs()["test_accuracy"].tolist() == [4.89]
 
 
+def test_a_file_of_before_an_option_is_read_with_its_default(quick, record, project):
+    record(quick)
+    record(replace(quick, pruner="snip", isometry=True, loss="random labels", source="cifar10"))
+    file = results.write(project / "mine.csv", results.recorded())
+    rows = results.read(file)
+    assert rows[["isometry", "loss", "source"]].to_numpy().tolist() == [
+        [False, "supervised", ""],
+        [True, "random labels", "cifar10"],
+    ]
+    assert [records.run_of(row).key for row in rows.to_dict("records")] == rows["key"].tolist()
+    later = ["isometry", "loss", "source"]
+    pd.read_csv(file, dtype=str).drop(columns=later).to_csv(project / "old.csv", index=False)
+    old = results.read(project / "old.csv")
+    pd.testing.assert_frame_equal(old[:1], rows[:1])
+    file.unlink()
+    assert results.committed()["file"].tolist() == ["old.csv"] * 2
+    results.write(project / "old.csv", old)
+    assert set(later) <= set(pd.read_csv(project / "old.csv"))
+
+
 def test_a_file_that_is_none_of_ours_is_named(tmp_path):
     (tmp_path / "x.csv").write_text("a,b\n1,2\n")
     with pytest.raises(InputError, match=r"x\.csv has no column 'dataset'"):

@@ -1,5 +1,6 @@
 import sys
 from dataclasses import asdict, replace
+from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -10,7 +11,8 @@ from synflow_lib.benchmark import Run, claims, records, run
 from synflow_lib.benchmark.run import NEW_WEIGHTS, execute, loaded, pruned, surviving
 from synflow_lib.devices import Speed
 from synflow_lib.errors import InputError
-from synflow_lib.pruning import SALIENCIES, Masks, apply_masks
+from synflow_lib.pruning import LOSSES, SALIENCIES, Masks, apply_masks, prune
+from synflow_lib.theory import approximate_isometry
 from synflow_lib.training import History, Stopped, checkpoint, recipe
 
 CPU = torch.device("cpu")
@@ -176,6 +178,74 @@ def test_reinitialising_draws_other_weights_under_the_same_masks(quick, training
         assert torch.equal(new[name], expected[name] * mask)
 
 
+@pytest.mark.parametrize("reinitialise", [False, True])
+def test_isometry_repairs_the_kept_weights_before_training(reinitialise, quick, trainings):
+    spec = replace(quick, isometry=True, reinitialise=reinitialise)
+    record = execute(spec, CPU, Speed())
+    ((state, masks),) = trainings
+    model = models.build("mlp", "digits", width=0.25)
+    assert masks.overlap(pruned(quick, model, data.load("digits"))) == 1
+    if reinitialise:
+        models.reinitialise(model, NEW_WEIGHTS)
+    repair = approximate_isometry(model, masks)
+    assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
+    assert record["isometry_results"] == {
+        **{"before": repair.curve[0], "after": repair.curve[-1], "steps": len(repair.curve) - 1, "converged": True}
+    }
+    assert repair.curve[-1] < repair.curve[0] / 2
+    assert record["layers"] == execute(replace(quick, reinitialise=reinitialise), CPU, Speed())["layers"]
+
+
+def test_after_cycles_isometry_comes_once_before_the_last_training(quick, trainings):
+    execute(replace(quick, cycles=2, isometry=True), CPU, Speed())
+    initial = models.build("mlp", "digits", width=0.25).state_dict()
+    same = [
+        all(torch.equal(state[name][mask], initial[name][mask]) for name, mask in masks.items())
+        for state, masks in trainings
+    ]
+    assert same == [True, True, False]
+
+
+def test_weights_that_diverged_are_not_repaired(quick, monkeypatch):
+    history = History([{"epoch": 0, "test_accuracy": 10.0}], diverged_epoch=1)
+    monkeypatch.setattr(module, "train", lambda *a, **k: history)
+    monkeypatch.setattr(module, "isometric", lambda *_: pytest.fail("repaired"))
+    assert execute(replace(quick, cycles=1, isometry=True), CPU, Speed())["status"] == "diverged"
+
+
+@pytest.mark.parametrize("pruner", ["snip", "grasp"])
+def test_the_loss_reaches_the_scores(pruner, quick):
+    dataset, model = loaded("digits", CPU), models.build("mlp", "digits", width=0.25)
+    spec = replace(quick, pruner=pruner)
+    batches = data.scoring_batches(dataset, seed=spec.seed)
+    for loss in LOSSES:
+        masks = pruned(replace(spec, loss=loss), model, dataset)
+        by_hand = prune(model, partial(SALIENCIES[pruner], loss=loss), 10, batches=batches)
+        assert masks.overlap(by_hand) == 1
+    assert masks.overlap(pruned(spec, model, dataset)) < 1
+
+
+@pytest.mark.parametrize("cycles", [0, 1])
+def test_the_source_is_what_is_scored_on_and_nothing_else(cycles, quick, monkeypatch, trainings):
+    digits = loaded("digits", CPU)
+    other = replace(digits, train_images=digits.train_images.flip(0, 3), fingerprint="other")
+    known = {"digits": digits, "cifar10": other}
+    monkeypatch.setattr(module, "loaded", lambda name, device: known[name])
+    scored = []
+    original = data.scoring_batches
+    monkeypatch.setattr(data, "scoring_batches", lambda d, **k: scored.append(d) or original(d, **k))
+    datasets = []
+    train = module.train
+    monkeypatch.setattr(module, "train", lambda m, d, *a, **k: datasets.append(d) or train(m, d, *a, **k))
+    spec = replace(quick, pruner="snip", cycles=cycles)
+    found = [execute(replace(spec, source=source), CPU, Speed()) for source in ("", "cifar10")]
+    assert [d.fingerprint for d in scored] == [digits.fingerprint, "other"]
+    assert all(d is digits for d in datasets) and len(datasets) == 2 * (cycles + 1)
+    assert [record["source_fingerprint"] for record in found] == [digits.fingerprint, "other"]
+    (*_, (_, before)), (*_, (_, after)) = trainings[: cycles + 1], trainings[cycles + 1 :]
+    assert before.overlap(after) < 1 and before.kept == after.kept
+
+
 @pytest.mark.parametrize("pruner", ["snip", "grasp"])
 def test_methods_that_need_data_score_on_the_training_set(pruner, quick, monkeypatch):
     seen = []
@@ -211,13 +281,16 @@ def test_surviving_only_lowers_the_scores_of_what_is_gone():
 VGG = Run("digits", "vgg11", "synflow", 2.0, recipe="smoke", width=0.25)
 
 
-def test_the_compact_network_trains_to_the_same_accuracy_as_the_masked_one(monkeypatch):
+@pytest.mark.parametrize("isometry", [False, True])
+def test_the_compact_network_trains_to_the_same_accuracy_as_the_masked_one(isometry, monkeypatch):
     """Up to rounding: in float64 the test losses agree to ten digits."""
     original = models.build
     monkeypatch.setattr(module.models, "build", lambda *a, **k: original(*a, **k).double())
     monkeypatch.setattr(module, "recipe", lambda *_: replace(recipe("smoke", "digits", "vgg11"), max_steps=6))
-    small, full = (execute(VGG, CPU, Speed(compact=compact)) for compact in (True, False))
+    spec = replace(VGG, isometry=isometry)
+    small, full = (execute(spec, CPU, Speed(compact=compact)) for compact in (True, False))
     assert small["savings"]["compact_share"] < 0.1 and full["savings"]["compact_share"] is None
+    assert small["isometry_results"] == full["isometry_results"] and bool(small["isometry_results"]) == isometry
     assert small["layers"] == full["layers"] and small["compression"] == full["compression"]
     for ours, theirs in zip(small["curve"], full["curve"], strict=True):
         assert ours["test_loss"] == pytest.approx(theirs["test_loss"], rel=1e-10)
@@ -236,8 +309,9 @@ def test_what_would_not_be_smaller_or_not_the_same_is_trained_masked(whole):
     assert module.compacted(spec, model, masks, (3, 32, 32)) is None
 
 
-def test_a_network_cut_in_two_is_not_trained(monkeypatch):
-    spec = replace(VGG, pruner="random", log10_compression=3.5)
+@pytest.mark.parametrize("isometry", [False, True])
+def test_a_network_cut_in_two_is_not_trained(isometry, monkeypatch):
+    spec = replace(VGG, pruner="random", log10_compression=3.5, isometry=isometry)
     monkeypatch.setattr(module, "train", lambda *_, **__: pytest.fail("trained"))
     record = execute(spec, CPU, Speed(skip_disconnected=True))
     assert record["connected"] is False and record["savings"]["disconnected"] is True
@@ -260,11 +334,14 @@ def test_the_constant_answer_is_what_training_approaches():
 
 @pytest.mark.parametrize("cycles", [0, 2])
 def test_an_interrupted_run_goes_on_to_the_same_bits(cycles, quick, monkeypatch):
-    spec = replace(quick, pruner="snip", cycles=cycles)
+    spec = replace(quick, pruner="snip", cycles=cycles, isometry=True)
 
     def result(record: dict) -> dict:
         curve = [{k: v for k, v in row.items() if k != "seconds"} for row in record["curve"]]
-        return {"curve": curve, **{name: record[name] for name in ("layers", "cycle_results", "compression")}}
+        return {
+            "curve": curve,
+            **{name: record[name] for name in ("layers", "cycle_results", "compression", "isometry_results")},
+        }
 
     uninterrupted = result(execute(spec, CPU, Speed.auto(CPU)))
     checkpoint.STOP.set()
