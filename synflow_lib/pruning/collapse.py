@@ -18,6 +18,7 @@ from synflow_lib.pruning.saliency import (
     masked_state,
     scoring_mode,
     synaptic_flow,
+    synflow,
 )
 from synflow_lib.pruning.schedule import SCHEDULES
 from synflow_lib.pruning.select import PIECE
@@ -121,7 +122,7 @@ def critical_compressions(
     if "signal" in criteria and input_shape is None:
         raise InputError("criterion 'signal' follows the signal from an input: pass input_shape=(3, 32, 32) or alike")
     iterations = (100 if method == "synflow" else 1) if iterations is None else iterations
-    if iterations == 1:
+    if iterations == 1 or method not in ("synflow", synflow):  # iterated, that one has a quicker way of its own
         method = scored_once(method, model)
     attempt = partial(prune, model, method, input_shape=input_shape, iterations=iterations, **options)
 
@@ -172,11 +173,12 @@ def pruned_to_flow(
         flow = 1.0 if network.program else synaptic_flow(model, network.masks(), input_shape=input_shape)
         scores = network.scores()
         chosen = best(network, kept_after(k, iterations, compression))
-        ratios.append(_sum_of(scores, network.live & ~chosen) / flow if flow else 0.0)
+        ratios.append(_removed(scores, network.live, chosen) / flow if flow else 0.0)
         network.keep(chosen)
     return ratios
 
 
-def _sum_of(values: Tensor, marks: Tensor) -> float:
-    """The sum of the marked values, a cacheful at a time: a copy of them all would take longer than to score them."""
-    return sum(float(v.dot(m.to(v))) for v, m in zip(values.split(PIECE), marks.split(PIECE), strict=True))
+def _removed(scores: Tensor, live: Tensor, chosen: Tensor) -> float:
+    """The sum of the scores of what is live and not chosen, a cacheful at a time: whole copies would take longer."""
+    pieces = zip(*(vector.split(PIECE) for vector in (scores, live, chosen)), strict=True)
+    return sum(float(values.dot((one > two).to(values))) for values, one, two in pieces)

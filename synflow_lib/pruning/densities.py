@@ -52,11 +52,13 @@ def ranked_densities(scores: Scores, log10_compressions: Sequence[float]) -> pd.
 
 
 def scored_once(method: str | Callable[..., Scores], model: nn.Module) -> Callable[..., Scores]:
-    """The same saliency, computed at the first call only."""
+    """The same saliency, computed of the whole network at the first call only, for every search begins with that."""
     score = method if callable(method) else lookup(SALIENCIES, method, "pruning method")
     known: list[Scores] = []
 
     def cached(model: nn.Module, masks: Masks, **options: object) -> Scores:
+        if not all(bool(mask.all()) for mask in masks.values()):
+            return score(model, masks, **options)
         if not known:
             known.append(score(model, masks, **options))
         return known[0]

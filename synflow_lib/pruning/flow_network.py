@@ -23,7 +23,7 @@ from synflow_lib.pruning.state import absolute_state, forward, prunable, scoring
 
 LOOK_AT = 0.72  # look for units to cut out when so much is left of what was left at the last look
 WORTH_CUTTING = 0.85  # cut when the network becomes smaller than this: a cut costs as much as an iteration
-GUESSED = 0.025  # how far the border may lie from where the last two point to
+GUESSED = 0.025  # how far the border may lie from where the last ones point to
 ROWS = 64  # of a layer are moved together: a layer at once would take memory that is not needed otherwise
 
 
@@ -107,10 +107,9 @@ class FlowNetwork:
         if self.program is None or self.scored or self.device.type != "cpu":
             return None
         if len(self.borders) > 1:
-            guess = 2 * self.borders[-1] - self.borders[-2]
+            guess = _continued(self.borders)
             if (chosen := self._sifted(number, guess * (1 - GUESSED), guess * (1 + GUESSED))) is not None:
                 return chosen
-            self.borders.clear()
         self.sample = Sample(len(self.theta))
         return self._sifted(number, *self.sample.bracket(number)) if self._each(self.sample) else None
 
@@ -261,6 +260,16 @@ class FlowNetwork:
         self.theta, self.live, self.spare = (vector[:start] for vector in (self.theta, self.live, self.spare))
         self.values = self.values[:start]
         self._view()
+
+
+def _continued(borders: Sequence[float]) -> float:
+    """The next on the parabola through the last three, or on the line through two.
+
+    Borders bend: a line misses by 3 % where the weights are still many, and each miss costs two passes over them all.
+    """
+    if len(borders) == 2:
+        return 2 * borders[-1] - borders[-2]
+    return 3 * (borders[-1] - borders[-2]) + borders[-3]
 
 
 def _keep_freed_memory() -> None:

@@ -1,5 +1,6 @@
-"""Connectivity is that of the graph of weights, and critical compression is where the layers give out."""
+"""Connectivity is that of the graph of weights, layers give out at critical compression, shares are those of R."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -7,14 +8,20 @@ from toys import NETWORKS, SHAPE, batches, conv_chain, mlp, residual
 
 from synflow_lib.errors import InputError
 from synflow_lib.pruning import (
+    SALIENCIES,
+    SCHEDULES,
     Masks,
     collapse,
     connected,
     critical_compression,
     critical_compressions,
+    keep_best,
     prunable,
     prune,
+    pruned_to_flow,
     rho_max,
+    synaptic_flow,
+    synflow,
 )
 
 
@@ -144,3 +151,55 @@ def test_both_criteria_in_one_search_give_what_each_gives_alone(monkeypatch):
     monkeypatch.setattr(collapse, "prune", lambda m, s, rho, **o: pruned.append(rho) or original(m, s, rho, **o))
     assert critical_compressions(model, "snip", **options) == alone
     assert len(pruned) == len(set(pruned))
+
+
+@pytest.mark.parametrize("method", ["snip", "grasp"])
+def test_an_iterated_search_scores_the_whole_network_once_and_finds_what_it_found_without(method, monkeypatch):
+    model, whole = conv_chain(), []
+
+    def counted(model, masks, **options):
+        whole.append(all(bool(mask.all()) for mask in masks.values()))
+        return SALIENCIES[method](model, masks, **options)
+
+    options = {"batches": batches(), "input_shape": SHAPE, "iterations": 3, "tolerance": 0.05}
+    found = critical_compressions(model, counted, **options)
+    assert whole.count(True) == 1 and len(whole) > 8
+    monkeypatch.setattr(collapse, "scored_once", lambda method, _: method)
+    assert critical_compressions(model, method, **options) == found
+
+
+def by_definition(model, compression, shape, n, schedule):
+    """Score, remove, divide what was removed by the flow before, with nothing shared between iterations."""
+    masks, ratios = {name: weight.detach() == weight for name, weight in prunable(model).items()}, []
+    for k in range(1, n + 1):
+        scores, flow = synflow(model, masks, input_shape=shape), synaptic_flow(model, masks, input_shape=shape)
+        kept = keep_best(scores, masks, SCHEDULES[schedule](k, n, compression))
+        ratios.append(sum(float(scores[name][masks[name] & ~kept[name]].sum()) for name in scores) / flow)
+        masks = kept
+    return ratios
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("network", NETWORKS)
+def test_the_quick_ratios_are_those_of_the_definition(network, schedule):
+    model = NETWORKS[network]()
+    quick = pruned_to_flow(model, 20.0, input_shape=SHAPE, iterations=7, schedule=schedule)
+    np.testing.assert_allclose(quick, by_definition(model, 20.0, SHAPE, 7, schedule), rtol=1e-12)
+
+
+def test_a_network_that_is_run_as_it_is_gives_the_same_ratios(monkeypatch):
+    model = NETWORKS["residual"]()
+    quick = pruned_to_flow(model, 20.0, input_shape=SHAPE, iterations=7)
+    monkeypatch.setattr("synflow_lib.pruning.flow_network.program", lambda *_: None)
+    np.testing.assert_allclose(pruned_to_flow(model, 20.0, input_shape=SHAPE, iterations=7), quick, rtol=1e-12)
+
+
+def test_nothing_removed_is_no_flow_removed_and_impossible_plans_are_sentences():
+    model = NETWORKS["mlp"]()
+    assert pruned_to_flow(model, 1.0, input_shape=SHAPE, iterations=3) == [0.0] * 3
+    with pytest.raises(InputError, match="iterations must be at least 1, not 0"):
+        pruned_to_flow(model, 10.0, input_shape=SHAPE, iterations=0)
+    with pytest.raises(InputError, match="compression must be a ratio from 1 to rho_max"):
+        pruned_to_flow(model, 0.5, input_shape=SHAPE, iterations=1)
+    with pytest.raises(InputError, match="unknown schedule 'cosine'"):
+        pruned_to_flow(model, 10.0, input_shape=SHAPE, iterations=1, schedule="cosine")

@@ -10,6 +10,7 @@ from synflow_lib.errors import InputError
 from synflow_lib.models.flow_graph import CONVOLUTION
 from synflow_lib.pruning import Masks, keep_best, prunable, prune, rho_max, synaptic_flow, synflow
 from synflow_lib.pruning.flow_network import FlowNetwork
+from synflow_lib.pruning.flow_program import Program
 from synflow_lib.pruning.prune import best, number_kept
 from synflow_lib.pruning.schedule import SCHEDULES
 from synflow_lib.pruning.select import largest
@@ -78,6 +79,15 @@ def test_marks_made_while_scoring_are_those_of_the_stored_scores(dtype):
         assert marks is None or torch.equal(marks, expected)
         network.keep(expected)
     assert guessed > 50
+
+
+def test_the_border_is_guessed_well_enough_while_the_network_is_large(monkeypatch):
+    passes, scores = [], Program.scores
+    monkeypatch.setattr(Program, "scores", lambda self, *rest: passes.append(self) or scores(self, *rest))
+    network = FlowNetwork(models.build("vgg19", "cifar10", width=0.25), (3, 32, 32))
+    for k in range(1, 41):
+        network.keep(best(network, SCHEDULES["exponential"](k, 100, 2.0**12)))
+    assert 42 <= len(passes) <= 46  # two that a sample shows the border, one for each other, two for a miss
 
 
 def test_the_model_is_not_changed_not_even_when_scoring_raises():
