@@ -213,8 +213,10 @@ def estimate(arguments: argparse.Namespace, runs: "list[Run]", speed: "Speed | N
 
 def matching(rows: "pd.DataFrame", arguments: argparse.Namespace) -> "pd.DataFrame":
     """The rows that the filters of `results` leave."""
-    from synflow_lib.benchmark import records, status
-    from synflow_lib.benchmark.grid import SAME_NETWORK
+    from dataclasses import fields
+
+    from synflow_lib.benchmark import records
+    from synflow_lib.benchmark.grid import SAME_NETWORK, Run
 
     for name in ("dataset", "model", "pruner", "recipe"):
         if (wanted := getattr(arguments, name)) is not None:
@@ -222,9 +224,10 @@ def matching(rows: "pd.DataFrame", arguments: argparse.Namespace) -> "pd.DataFra
     if arguments.width is not None:
         rows = rows[rows["width"] == arguments.width]
     if arguments.options is not None:
-        known = {name.replace("_", "-"): name for name in status.DEFAULTS} | {"no-rewind": "rewind", "none": "none"}
+        known = {field.name.replace("_", "-"): field.name for field in fields(Run)[7:]}
+        known |= {"no-rewind": "rewind", "none": "none"}
         wanted = {lookup(known, name, "option") for name in arguments.options}
-        used = [set(status.changed(records.run_of(row))) or {"none"} for row in rows.to_dict("records")]
+        used = [set(records.run_of(row).changed) or {"none"} for row in rows.to_dict("records")]
         rows = rows[[bool(wanted & names) for names in used]]
     if arguments.panels is not None:
         pairs = {(d, SAME_NETWORK.get(m, m)) for d, m in panels.chosen(arguments.panels)}

@@ -77,6 +77,12 @@ class Run:
         return 10**self.log10_compression
 
     @property
+    def changed(self) -> dict[str, Any]:
+        """The options (the fields from `iterations` on) that are not at their default."""
+        stated = {field.name: (getattr(self, field.name), field.default) for field in fields(self)[7:]}
+        return {name: value for name, (value, default) in stated.items() if value != default}
+
+    @property
     def key(self) -> str:
         """16 hexadecimal digits that depend on the fields alone: the same on every machine and in later
         versions.

@@ -100,6 +100,7 @@ def panel(
     names = [name for name in SAME_NETWORK if SAME_NETWORK[name] == SAME_NETWORK.get(model, model)]
     names.append(SAME_NETWORK.get(model, model))
     own = rows[(rows["dataset"] == dataset) & rows["model"].isin(names) & (rows["width"] == width)]
+    own = own[[not records.run_of(row).changed for row in own.to_dict("records")]]
     if own.empty:
         return own
     recipe = recipe or own["recipe"].value_counts().index[0]

@@ -6,8 +6,7 @@ network) share its character too.
 
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 from synflow_lib import paths
 from synflow_lib.benchmark import claims, records
@@ -34,7 +33,6 @@ MARKS = {
     "outdated": "o",  # made when the recipe had other values: it will be done again
 }
 AXES = ("pruner", "log10_compression", "seed")
-DEFAULTS = {field.name: field.default for field in fields(Run)[7:]}  # the options: neither axes nor the panel
 
 
 @dataclass(frozen=True)
@@ -67,12 +65,7 @@ class Panel:
 
 def options(run: Run) -> str:
     """What a run does otherwise than by default, e.g. "train_mode" or "cycles=2"; empty where it does nothing so."""
-    return " ".join(name if value is True else f"{name}={value}" for name, value in changed(run).items())
-
-
-def changed(run: Run) -> dict[str, Any]:
-    """The options of a run that are not at their default."""
-    return {name: value for name, value in asdict(run).items() if name in DEFAULTS and value != DEFAULTS[name]}
+    return " ".join(name if value is True else f"{name}={value}" for name, value in run.changed.items())
 
 
 def recorded() -> tuple[list[Run], dict[str, str]]:

@@ -81,6 +81,12 @@ def test_every_field_but_none_at_its_default_changes_the_key():
     assert len(keys) == len(other) + 1
 
 
+def test_what_is_changed_are_the_options_that_are_not_at_their_default():
+    assert RUN.changed == {} and replace(RUN, iterations=100, source="digits", recipe="smoke").changed == {}
+    changed = {"iterations": 7, "rewind": False, "isometry": True, "loss": "uniform"}
+    assert replace(RUN, **changed).changed == changed
+
+
 def test_equal_runs_have_equal_keys_however_they_are_written():
     same = [
         Run("digits", "vgg11", "synflow", 2, np.int64(0), width=np.float32(0.25)),
