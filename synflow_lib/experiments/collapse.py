@@ -6,9 +6,9 @@ from collections.abc import Sequence
 import pandas as pd
 
 from synflow_lib import models
-from synflow_lib.experiments import pool
-from synflow_lib.experiments.scoring import BATCH, CIFAR, both_signs
-from synflow_lib.experiments.vgg19 import pictures
+from synflow_lib.experiments import pool, scoring
+from synflow_lib.experiments.scoring import BATCH, CIFAR, COMPRESSIONS, both_signs
+from synflow_lib.experiments.vgg19 import pictures, whole
 from synflow_lib.pruning import (
     NEEDS_DATA,
     SALIENCIES,
@@ -36,17 +36,17 @@ def vgg19_layer_density(
     """
     common = {"width": width, "network": network, "images": images}
     highest = math.log2(rho_max(models.build("vgg19", network, width)))
-    whole, below = list(range(doublings + 1)), [*range(math.floor(highest) + 1), highest]
-    parts = [{"pruner": "grasp", "indices": whole}]
+    every, below = list(range(doublings + 1)), [*range(math.floor(highest) + 1), highest]
+    parts = [{"pruner": pruner, "indices": every} for pruner in ("grasp", "snip")]
     parts += [{"pruner": "synflow", "indices": [index]} for index in below]  # the lowest take longest
-    parts += [{"pruner": pruner, "indices": whole} for pruner in ("snip", *DATA_FREE)]
+    parts += [{"pruner": pruner, "indices": every} for pruner in DATA_FREE]
     table = pd.concat(pool.each(_densities, [part | common for part in parts], "VGG-19"), ignore_index=True)
     columns = ["pruner", "sign", "iterations", "images", "index", "log10_compression", "layer", "module", "size"]
     return in_order(table)[[*columns, "density"]]
 
 
 def _densities(pruner: str, indices: Sequence[float], width: float, network: tuple, images: int) -> pd.DataFrame:
-    model, steps, batches, seen = models.build("vgg19", network, width), [i * math.log10(2) for i in indices], None, ""
+    model, steps, batches, seen = whole(width, *network), [i * math.log10(2) for i in indices], None, ""
     if pruner == "synflow":
         table = layer_densities(model, ["synflow"], steps, input_shape=network[0]).assign(sign="own", iterations=100)
     else:
@@ -66,23 +66,30 @@ def in_order(table: pd.DataFrame) -> pd.DataFrame:
     return table.sort_values("pruner", key=lambda names: names.map(list(SALIENCIES).index), kind="stable")
 
 
-def vgg16_critical_compression(
+def vgg16_tables(
     width: float = 1.0,
     seeds: Sequence[int] = (0, 1, 2),
     images: int = 1000,
     images_iterated: int = 50,
     tolerance: float = 0.02,
     tolerance_iterated: float = 0.1,
-) -> pd.DataFrame:
-    """log10 rho_cr of VGG-16 on CIFAR-100 for the five pruners, with and without iteration, by seed.
+    log10_compressions: Sequence[float] = COMPRESSIONS,
+) -> dict[str, pd.DataFrame]:
+    """VGG-16 on CIFAR-100, one network per seed, in two tables: to score by SNIP and GraSP is most of the work of both.
 
-    By bisection to `tolerance`, and by both criteria: "layer" (none is empty, the paper's definition) and "signal"
-    (a path leads from input to output). SNIP and GraSP score `images` images, the authors' 10 per class, with
-    BatchNorm in eval and in train mode, GraSP with its own and the published sign. Iterated means 100 times for
-    SynFlow; for SNIP and GraSP, in eval mode, 10 times on fewer images and to a coarser tolerance, for these cost.
-    Random and magnitude give a weight what does not depend on the others, so that scoring the survivors again ranks
-    them as before: their rows with 100 iterations repeat the others.
+    SNIP and GraSP score `images` training images of the network's own, the authors' 10 per class, with BatchNorm in
+    eval and in train mode, GraSP with its own and the published sign ("published": the lowest scores kept). The column
+    `images` says how many of what they were.
+
+    "vgg16_critical_compression": log10 rho_cr for the five pruners, with and without iteration. By bisection to
+    `tolerance`, and by both criteria: "layer" (none is empty, the paper's definition) and "signal" (a path leads from
+    input to output). Iterated means 100 times for SynFlow; for SNIP and GraSP, in eval mode, 10 times on fewer images
+    and to a coarser tolerance, for these cost. Random and magnitude give a weight what does not depend on the others,
+    so that scoring the survivors again ranks them as before: their rows with 100 iterations repeat the others.
     Columns: pruner, mode, sign, iterations, images, seed, criterion, log10_compression.
+
+    "vgg16_scoring_variants": density of every layer under SNIP and GraSP without iteration.
+    Columns: pruner, mode, sign, images, seed, log10_compression, layer (from 0), size, density.
     """
     once = {"iterations": 1, "images": images, "tolerance": tolerance}
     often = {"iterations": 10, "images": images_iterated, "tolerance": tolerance_iterated}
@@ -90,28 +97,44 @@ def vgg16_critical_compression(
     plans += [{"pruner": pruner, "mode": mode, **once} for pruner in ("grasp", "snip") for mode in ("eval", "train")]
     plans += [{"pruner": "synflow", **once, "iterations": n} for n in (100, 1)]
     plans += [{"pruner": pruner, **once} for pruner in DATA_FREE]
-    parts = [plan | {"width": width, "seed": seed} for plan in plans for seed in seeds]
-    table = pd.concat(pool.each(_critical, parts, "VGG-16"), ignore_index=True)
+    common = {"width": width, "log10_compressions": log10_compressions}
+    parts = [plan | common | {"seed": seed} for plan in plans for seed in seeds]
+    critical, densities = zip(*pool.each(_vgg16, parts, "VGG-16"), strict=True)
+    table = pd.concat(critical, ignore_index=True)
     table = pd.concat([table, table[table["pruner"].isin(DATA_FREE)].assign(iterations=100)], ignore_index=True)
     keys = ["pruner", "mode", "sign", "iterations", "images", "seed", "criterion"]
-    return in_order(table.sort_values(keys, kind="stable"))[[*keys, "log10_compression"]]
+    return {
+        "vgg16_critical_compression": in_order(table.sort_values(keys, kind="stable"))[[*keys, "log10_compression"]],
+        "vgg16_scoring_variants": scoring.variants(found for found in densities if found is not None),
+    }
 
 
-def _critical(
-    pruner: str, iterations: int, images: int, tolerance: float, width: float, seed: int, mode: str = "eval"
-) -> pd.DataFrame:
-    model, batches, seen = models.build("vgg16", CIFAR, width, seed), None, ""
+def _vgg16(
+    pruner: str,
+    iterations: int,
+    images: int,
+    tolerance: float,
+    width: float,
+    log10_compressions: Sequence[float],
+    seed: int,
+    mode: str = "eval",
+) -> tuple[pd.DataFrame, pd.DataFrame | None]:
+    """The critical compressions, and of single-shot SNIP and GraSP the densities."""
+    model, batches, densities = models.build("vgg16", CIFAR, width, seed), None, None
+    how = {"pruner": pruner, "mode": mode, "images": "", "seed": seed}
     if pruner in NEEDS_DATA:
-        batches, seen = pictures(images, CIFAR[0], BATCH, seed)
+        batches, how["images"] = pictures(images, CIFAR[0], BATCH, seed)
     options = {"batches": batches, "train_mode": mode == "train", "seed": seed, "input_shape": CIFAR[0]}
     if iterations > 1:
         methods = {"own": pruner}
     else:
         scores = both_signs(pruner, SALIENCIES[pruner](model, **options))
         methods = {sign: lambda *_, found=found, **__: found for sign, found in scores.items()}
+        if pruner in NEEDS_DATA:
+            densities = scoring.densities(scores, log10_compressions).assign(**how)
     rows = []
     for sign, method in methods.items():
         found = critical_compressions(model, method, iterations=iterations, tolerance=tolerance, **options)
         rows += [(sign, criterion, math.log10(compression)) for criterion, compression in found.items()]
     table = pd.DataFrame(rows, columns=["sign", "criterion", "log10_compression"])
-    return table.assign(pruner=pruner, mode=mode, iterations=iterations, images=seen, seed=seed)
+    return table.assign(iterations=iterations, **how), densities

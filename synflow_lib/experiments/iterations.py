@@ -1,13 +1,12 @@
 """What the iterations of Algorithm 1 do at full size: the paper's figure 7, and the weights each layer ends with."""
 
 from collections.abc import Sequence
-from functools import lru_cache
 
 import pandas as pd
-from torch import nn
 
 from synflow_lib import models
 from synflow_lib.experiments import pool
+from synflow_lib.experiments.vgg19 import whole
 from synflow_lib.pruning import SCHEDULES, connected, prune, pruned_to_flow
 
 CIFAR = ((3, 32, 32), 10)
@@ -72,16 +71,10 @@ def _run(schedule: str, log10_compression: float, iterations: int) -> tuple:
 def _ratios(
     schedule: str, log10_compression: float, iterations: int, width: float, input_shape: tuple, classes: int
 ) -> list[float]:
-    model = _vgg19(width, input_shape, classes)
+    model = whole(width, input_shape, classes)
     return pruned_to_flow(
         model, 10**log10_compression, input_shape=input_shape, iterations=iterations, schedule=schedule
     )
-
-
-@lru_cache(maxsize=1)
-def _vgg19(width: float, input_shape: tuple, classes: int) -> nn.Module:
-    """One copy a process: drawing 144 million weights takes longer than an iteration."""
-    return models.build("vgg19", (input_shape, classes), width)
 
 
 def resnet18_shortcuts(

@@ -20,10 +20,11 @@ def vgg19_layer_scores(
     what, "none" for the others). Scores are in single precision, SynFlow's in double.
     """
     small = {"width": width, "input_shape": tuple(input_shape)}
-    # SynFlow's 6.6 GB are the most, and done before GraSP's 6 GB begin: two processes never need 12.
-    turns = ("snip", "synflow", "grasp", "magnitude", "random")
-    parts = [{"pruner": pruner, "images": images, **small} for pruner in turns]
-    tables = dict(zip(turns, pool.each(means, parts, "VGG-19's layers"), strict=True))
+    tables = {}
+    # SynFlow's 6.6 GB and GraSP's 6 would be more than 12: in two rounds they never meet.
+    for turns in (("synflow", "magnitude", "random"), ("grasp", "snip")):
+        parts = [{"pruner": pruner, "images": images, **small} for pruner in turns]
+        tables |= zip(turns, pool.each(means, parts, "VGG-19's layers"), strict=True)
     return pd.concat([tables[pruner] for pruner in SALIENCIES], ignore_index=True)
 
 

@@ -6,50 +6,16 @@ in data/reference/vgg16_scoring_density.csv: GraSP's of the first convolution, a
 inferred that they are the first five layers at 10^0.5, where alone both modes give what was reported of them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import pandas as pd
 
-from synflow_lib import models
-from synflow_lib.experiments import pool
-from synflow_lib.experiments.vgg19 import pictures
-from synflow_lib.pruning import SALIENCIES, ranked_densities
+from synflow_lib.pruning import ranked_densities
 from synflow_lib.pruning.saliency import Scores
 
 CIFAR = ((3, 32, 32), 100)
 BATCH = 250  # images; the authors' 256, made to divide a thousand
-VARIANTS = (("grasp", "eval"), ("grasp", "train"), ("snip", "eval"), ("snip", "train"))
-
-
-def vgg16_scoring_variants(
-    width: float = 1.0,
-    seeds: Sequence[int] = (0, 1, 2),
-    images: int = 1000,
-    log10_compressions: Sequence[float] = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0),
-) -> pd.DataFrame:
-    """Density of every layer of VGG-16 on CIFAR-100 under SNIP and GraSP, by mode of BatchNorm and by sign.
-
-    `mode` is "eval" or "train"; `sign` is "own", or "published" for GraSP with the lowest scores kept. Each network,
-    one per seed, is scored on `images` training images of its own, the authors' 10 per class; the column of that
-    name says how many of what they were.
-    Columns: pruner, mode, sign, images, seed, log10_compression, layer (from 0), size, density.
-    """
-    common = {"width": width, "images": images, "log10_compressions": log10_compressions}
-    parts = [{"pruner": p, "mode": mode, "seed": seed} | common for p, mode in VARIANTS for seed in seeds]
-    table = pd.concat(pool.each(_variant, parts, "ways to score"), ignore_index=True)
-    table["layer"] = table.groupby(["pruner", "mode", "sign", "seed", "log10_compression"]).cumcount()
-    columns = ["pruner", "mode", "sign", "images", "seed", "log10_compression", "layer", "size", "density"]
-    return table[columns].sort_values(["pruner", "mode", "sign"], ascending=[False, True, True], kind="stable")
-
-
-def _variant(
-    pruner: str, mode: str, seed: int, width: float, images: int, log10_compressions: Sequence[float]
-) -> pd.DataFrame:
-    model = models.build("vgg16", CIFAR, width, seed)
-    batches, seen = pictures(images, CIFAR[0], BATCH, seed)
-    scores = both_signs(pruner, SALIENCIES[pruner](model, batches=batches, train_mode=mode == "train"))
-    tables = [ranked_densities(s, log10_compressions).assign(sign=sign) for sign, s in scores.items()]
-    return pd.concat(tables).assign(pruner=pruner, mode=mode, images=seen, seed=seed)
+COMPRESSIONS = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0)  # log10, of the authors' 0 to 6
 
 
 def both_signs(pruner: str, scores: Scores) -> dict[str, Scores]:
@@ -57,3 +23,17 @@ def both_signs(pruner: str, scores: Scores) -> dict[str, Scores]:
     if pruner != "grasp":
         return {"own": scores}
     return {"own": scores, "published": {name: -score for name, score in scores.items()}}
+
+
+def densities(signed: Mapping[str, Scores], log10_compressions: Sequence[float]) -> pd.DataFrame:
+    """`ranked_densities` of scores by sign, with columns `sign` and `layer`, which is counted from 0."""
+    tables = [ranked_densities(scores, log10_compressions).assign(sign=sign) for sign, scores in signed.items()]
+    table = pd.concat(tables, ignore_index=True)
+    return table.assign(layer=table.groupby(["sign", "log10_compression"]).cumcount())
+
+
+def variants(tables: Iterable[pd.DataFrame]) -> pd.DataFrame:
+    """The `densities` of all networks and ways as one table, SNIP first."""
+    columns = ["pruner", "mode", "sign", "images", "seed", "log10_compression", "layer", "size", "density"]
+    table = pd.concat(tables, ignore_index=True)[columns]
+    return table.sort_values(["pruner", "mode", "sign"], ascending=[False, True, True], kind="stable")

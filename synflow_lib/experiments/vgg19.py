@@ -7,6 +7,7 @@ score with one pruner, reduce its scores to sums, and let go of them before the 
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 
 import torch
 from torch import nn
@@ -18,6 +19,12 @@ from synflow_lib.pruning.saliency import NEEDS_DATA, SALIENCIES, Batches, Scores
 SHAPE, CLASSES = (3, 224, 224), 1000
 IMAGES = {"snip": 100, "grasp": 20}  # each takes one second of a core by SNIP, five by GraSP
 AT_ONCE = {"snip": 10, "grasp": 4}  # 5 GB; GraSP keeps the graph of two passes for its third
+
+
+@lru_cache(maxsize=1)
+def whole(width: float = 1.0, input_shape: tuple[int, int, int] = SHAPE, classes: int = CLASSES) -> nn.Module:
+    """VGG-19 as initialised, one copy a process, not to be changed: drawing its weights takes longer than scoring."""
+    return models.build("vgg19", (input_shape, classes), width)
 
 
 def scored(

@@ -126,9 +126,8 @@ def unmark(marks: Tensor, equals: Tensor, surplus: int, position: Callable[[Tens
 
 
 def _on_cpu(values: Tensor, number: int, marks: Tensor) -> tuple[float, Tensor, int]:
-    array, sample = values.numpy(), Sample(len(values))
-    sample.add(array, 0)
-    for low, high in (sample.bracket(number), (-np.inf, np.inf)):
+    array = values.numpy()
+    for low, high in (_bracket(array[_sampled(len(array))], number / len(array)), (-np.inf, np.inf)):
         sieve = Sieve(marks, low, high)
         sieve.add(array, 0)
         if (found := sieve.border(number)) is not None:

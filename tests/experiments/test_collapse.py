@@ -9,7 +9,9 @@ import torch
 from synflow_lib import models
 from synflow_lib.benchmark import published
 from synflow_lib.experiments import collapse, table
-from synflow_lib.pruning import SALIENCIES, first_collapse, prune, rho_max
+from synflow_lib.experiments.scoring import BATCH
+from synflow_lib.experiments.vgg19 import pictures
+from synflow_lib.pruning import SALIENCIES, critical_compressions, first_collapse, prune, rho_max
 
 SMALL = ((3, 32, 32), 100)
 KEYS = ["pruner", "index", "layer"]
@@ -50,8 +52,16 @@ def test_iteration_changes_no_mask_of_random_and_magnitude(pruner):
     assert all(torch.equal(once[name], often[name]) for name in once)
 
 
-def test_critical_compressions_of_a_narrow_vgg16():
-    found = collapse.vgg16_critical_compression(1 / 16, (3,), 20, 10, tolerance=0.1, tolerance_iterated=0.5)
+@pytest.fixture(scope="module")
+def narrow() -> dict[str, pd.DataFrame]:
+    """Both tables of a VGG-16 of 1/16 of the width, of one seed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SYNFLOW_PROCESSES", "1")
+        return collapse.vgg16_tables(1 / 16, (3,), 20, 10, 0.1, 0.5, log10_compressions=(0.5, 1.0))
+
+
+def test_critical_compressions_of_a_narrow_vgg16(narrow):
+    found = narrow["vgg16_critical_compression"]
     keys = ["pruner", "mode", "sign", "iterations"]
     cells = found.pivot(index=keys, columns="criterion", values="log10_compression")
     assert (cells["signal"] <= cells["layer"] + 0.1).all()  # in a chain an empty layer lets no signal through
@@ -66,6 +76,31 @@ def test_critical_compressions_of_a_narrow_vgg16():
         ("train", "own", 1),
         ("train", "published", 1),
     ]
+
+
+def test_scored_once_for_both_tables_is_as_if_scored_for_each(narrow):
+    model = models.build("vgg16", SMALL, 1 / 16, 3)
+    batches, seen = pictures(20, SMALL[0], BATCH, 3)
+    options = {"batches": batches, "input_shape": SMALL[0]}
+    for way, rows in narrow["vgg16_scoring_variants"].groupby(["pruner", "mode", "sign"]):
+        how = {"train_mode": way[1] == "train", "invert": way[2] == "published"}
+        critical = critical_compressions(model, way[0], tolerance=0.1, **options, **how)
+        same = narrow["vgg16_critical_compression"].query("iterations == 1").set_index(["pruner", "mode", "sign"])
+        found = same.loc[way].set_index("criterion")["log10_compression"]
+        assert found.to_dict() == {criterion: math.log10(rho) for criterion, rho in critical.items()}
+        assert set(rows["images"]) == {seen} and set(rows["seed"]) == {3}
+        for log10, layers in rows.groupby("log10_compression"):
+            expected = prune(model, way[0], 10**log10, **options, **how).layers()
+            assert layers[["size", "density"]].to_numpy().tolist() == expected[["size", "density"]].to_numpy().tolist()
+
+
+def test_every_way_to_score_keeps_as_many_weights_and_the_modes_keep_others(narrow):
+    found = narrow["vgg16_scoring_variants"]
+    assert found["layer"].max() == 13
+    ways = found.assign(kept=found["density"] * found["size"]).groupby(["pruner", "mode", "sign", "log10_compression"])
+    assert len(ways) == 12 and ways["kept"].sum().round(6).nunique() == 2
+    first = found.query("layer == 0 and log10_compression == 1").set_index(["pruner", "mode", "sign"])["density"]
+    assert first.groupby("pruner").nunique().tolist() == [4, 2]
 
 
 def test_committed_vgg19_is_whole_and_its_compressions_are_what_they_say():

@@ -51,6 +51,23 @@ def test_what_made_it_is_kept_beside_it_and_others_stay(counted):
     assert sorted(path.name for path in paths.results().iterdir()) == ["experiments.json", "thirds.csv"]
 
 
+def test_tables_of_one_function_are_computed_together_and_tell_so(counted, monkeypatch, capsys):
+    def both():
+        counted.append(len(counted))
+        return {name: pd.DataFrame({"layer": [name]}) for name in ("thirds", "fifths")}
+
+    monkeypatch.setattr(Experiment, "compute", property(lambda self: both))
+    monkeypatch.setitem(module.EXPERIMENTS, "fifths", Experiment("03", "nowhere:both"))
+    assert [table(name, "paper")["layer"].item() for name in ("thirds", "fifths")] == ["thirds", "fifths"]
+    told = capsys.readouterr().out.splitlines()
+    assert counted == [0]
+    assert told[1].startswith("computed now and written to data/results/fifths.csv: made in 0 s, together with thirds,")
+    assert provenances()["thirds"] == provenances()["fifths"]
+    assert provenances()["thirds"]["together"] == ["thirds", "fifths"]
+    table("fifths", "paper")  # who asks again has it computed again
+    assert counted == [0, 1]
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
