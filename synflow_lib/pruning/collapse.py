@@ -168,12 +168,15 @@ def pruned_to_flow(
     if compression == 1:
         return [0.0] * iterations
     network, ratios = FlowNetwork(model, input_shape), []
+    network.summed = True
     for k in range(1, iterations + 1):
         # The scores of a program are shares of R already.
         flow = 1.0 if network.program else synaptic_flow(model, network.masks(), input_shape=input_shape)
-        scores = network.scores()
         chosen = best(network, kept_after(k, iterations, compression))
-        ratios.append(_removed(scores, network.live, chosen) / flow if flow else 0.0)
+        removed = network.unmarked
+        if removed is None:
+            removed = _removed(network.scores(), network.live, chosen)
+        ratios.append(removed / flow if flow else 0.0)
         network.keep(chosen)
     return ratios
 

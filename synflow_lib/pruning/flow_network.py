@@ -74,6 +74,8 @@ class FlowNetwork:
         self.next_look = LOOK_AT * self.left
         self.scored = False
         self.borders: list[float] = []  # of the last iterations, as shares of the flow
+        self.summed = False  # set it, and `sift` also says what the scores that it does not mark sum up to
+        self.unmarked: float | None = None
         self.stale: dict[str, Span] = {}
         self.sample: Sample | None = None
         if masks is not None:
@@ -104,6 +106,7 @@ class FlowNetwork:
         The memory is the limit of a core, so scores should not leave the cache. That takes knowing about where the
         border lies: it moves steadily from one iteration to the next, and at first a sample tells.
         """
+        self.unmarked = None
         if self.program is None or self.scored or self.device.type != "cpu":
             return None
         if len(self.borders) > 1:
@@ -122,12 +125,13 @@ class FlowNetwork:
         return [s.name for s in self.spans if not ((s.start <= found) & (found < s.stop)).any()]
 
     def _sifted(self, number: int, low: float, high: float) -> Tensor | None:
-        sieve = Sieve(self.spare, low, high)
+        sieve = Sieve(self.spare, low, high, self.summed)
         if not (low > 0 and self._each(sieve)) or (found := sieve.border(number)) is None:
             return None
         border, equals, surplus = found
         unmark(self.spare, equals, surplus, self.position)
         self.borders.append(border)
+        self.unmarked = sieve.below if self.summed else None
         return self.spare
 
     def _each(self, taker: Sample | Sieve) -> bool:

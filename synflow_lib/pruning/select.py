@@ -83,9 +83,10 @@ class Sample:
 class Sieve:
     """Marks the largest of values that come in pieces, if their border turns out to lie from `low` to `high`."""
 
-    def __init__(self, marks: Tensor, low: float, high: float):
-        """Write into `marks`, all of which the pieces must cover."""
-        self.marks, self.low, self.high = marks.numpy(), low, high
+    def __init__(self, marks: Tensor, low: float, high: float, summed: bool = False):
+        """Write into `marks`, all of which the pieces must cover; `below` is the sum of the others, where `summed`."""
+        self.marks, self.low, self.high, self.summed = marks.numpy(), low, high, summed
+        self.below = 0.0
         self.places: list[np.ndarray] = []
         self.within: list[np.ndarray] = []
 
@@ -96,6 +97,8 @@ class Sieve:
             first = start + begin
             mark = np.greater_equal(piece, self.low, out=self.marks[first : first + len(piece)])
             candidates = np.flatnonzero(mark > (piece > self.high))
+            if self.summed:
+                self.below += float(piece.dot((~mark).astype(piece.dtype)))
             self.places.append(candidates + first)
             self.within.append(piece[candidates])
 
@@ -111,11 +114,9 @@ class Sieve:
         border = np.sort(within)[surplus]  # not np.partition, which takes forever on many equal values
         below = within < border
         self.marks[places[below]] = False
-        return (
-            float(border),
-            torch.from_numpy(np.sort(places[within == border])),
-            int(surplus - np.count_nonzero(below)),
-        )
+        surplus = int(surplus - np.count_nonzero(below))
+        self.below += float(within[below].sum(dtype=float)) + surplus * float(border)
+        return float(border), torch.from_numpy(np.sort(places[within == border])), surplus
 
 
 def unmark(marks: Tensor, equals: Tensor, surplus: int, position: Callable[[Tensor], Tensor] | None) -> None:

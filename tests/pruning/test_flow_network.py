@@ -71,12 +71,15 @@ def test_units_are_cut_out_and_the_scores_of_the_rest_stay(network):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_marks_made_while_scoring_are_those_of_the_stored_scores(dtype):
     network = FlowNetwork(models.build("vgg11", "digits", width=0.25).to(dtype), (3, 32, 32))
-    total, guessed = len(network.live), 0
+    total, guessed, network.summed = len(network.live), 0, True
     for k in range(1, 61):
         number = number_kept(total, 100 ** (-k / 60))
         guessed += (marks := network.sift(number)) is not None
-        expected, _ = largest(network.scores(), number, network.position)
-        assert marks is None or torch.equal(marks, expected)
+        unmarked = network.unmarked
+        expected, _ = largest(scores := network.scores(), number, network.position)
+        if marks is not None:
+            assert torch.equal(marks, expected)
+            assert unmarked == pytest.approx(float(scores[~expected].double().sum()), rel=1e-6)
         network.keep(expected)
     assert guessed > 50
 
