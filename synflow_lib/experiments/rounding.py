@@ -12,7 +12,7 @@ from torch import nn
 
 from synflow_lib import models
 from synflow_lib.experiments import pool
-from synflow_lib.models.resnet import BasicBlock
+from synflow_lib.models.resnet import cifar_resnet
 from synflow_lib.pruning import SCHEDULES, Masks
 from synflow_lib.pruning.flow_network import FlowNetwork
 from synflow_lib.pruning.flow_steps import Scaled
@@ -67,26 +67,6 @@ def noisy(model: nn.Module, size: float = NOISE, seed: int = 0) -> nn.Module:
         for parameter in noisy.parameters():
             parameter *= 1 + size * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
     return noisy
-
-
-def cifar_resnet(depth: int, seed: int = 0) -> nn.Sequential:
-    """The ResNet of `depth` = 6n + 2 layers for CIFAR-10 (He et al. 2016): three stages of n blocks, 16 32 64 channels.
-
-    Shortcuts are 1x1 convolutions where the shape changes; initialised as the authors of SynFlow do.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        blocks, before = [], 16
-        for out in (16, 32, 64):
-            for block in range((depth - 2) // 6):
-                blocks.append(BasicBlock(before, out, 2 if out != before and block == 0 else 1))
-                before = out
-        stem = [nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU()]
-        model = nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
-        for module in model.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-    return model
 
 
 def flow_range(depths: Sequence[int] = DEPTHS, families: Sequence[str] = ("MLP", "VGG", "ResNet")) -> pd.DataFrame:

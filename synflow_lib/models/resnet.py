@@ -1,4 +1,4 @@
-"""ResNet-18 for small images (He et al. 2016, the CIFAR stem), and the same network twice as wide."""
+"""ResNet-18 for small images (He et al. 2016, the CIFAR stem), the same twice as wide, and the narrow CIFAR ones."""
 
 import torch
 from torch import nn
@@ -87,3 +87,23 @@ def wide_resnet18(input_shape: tuple[int, ...], classes: int, width: float = 1.0
     Not what was published under this name: see `wide_resnet18_published` in `MODELS`.
     """
     return resnet18(input_shape, classes, 2 * width)
+
+
+def cifar_resnet(depth: int, seed: int = 0) -> nn.Sequential:
+    """The ResNet of `depth` = 6n + 2 layers for CIFAR-10 (He et al. 2016): three stages of n blocks, 16 32 64 channels.
+
+    Shortcuts are 1x1 convolutions where the shape changes; initialised as the authors of SynFlow do.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        blocks, before = [], 16
+        for out in (16, 32, 64):
+            for block in range((depth - 2) // 6):
+                blocks.append(BasicBlock(before, out, 2 if out != before and block == 0 else 1))
+                before = out
+        stem = [nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU()]
+        model = nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
+        for module in model.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    return model

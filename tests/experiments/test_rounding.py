@@ -47,15 +47,6 @@ def test_noise_is_of_the_size_that_it_says_and_of_its_seed():
     assert torch.equal(after, same[1].weight) and not torch.equal(after, other[1].weight)
 
 
-@pytest.mark.parametrize(("depth", "weights"), [(20, 270_896), (56, 851_504)])
-def test_cifar_resnets_have_the_depth_and_the_size_of_their_paper(depth, weights):
-    # He et al. 2016, table 6: 0.27 and 0.85 million parameters; the two shortcut convolutions are ours.
-    model = rounding.cifar_resnet(depth)
-    layers = {name: p.numel() for name, p in model.named_parameters() if p.ndim > 1}
-    main = [size for name, size in layers.items() if "shortcut" not in name]
-    assert len(main) == depth and sum(layers.values()) == weights
-
-
 def test_two_runs_side_by_side_are_two_runs_of_prune():
     parting = rounding._parting("vgg11", "float32", 2.0, 20, 0.125, 0)
     model = models.build("vgg11", (rounding.CIFAR, 10), 0.125)

@@ -5,6 +5,7 @@ import torch
 
 from synflow_lib import models
 from synflow_lib.errors import InputError
+from synflow_lib.models.resnet import cifar_resnet
 from synflow_lib.pruning import prunable
 
 COUNTS = {  # model: (prunable weights on cifar10, cifar100, tiny-imagenet), (tensors on CIFAR, on Tiny ImageNet)
@@ -144,3 +145,12 @@ def test_identity_scales_change_nothing_until_they_are_trained():
     chain = models.build("vgg11", width=0.1)
     names = set(chain.state_dict())
     assert set(models.add_identity_scales(chain).state_dict()) == names
+
+
+@pytest.mark.parametrize(("depth", "weights"), [(20, 270_896), (56, 851_504)])
+def test_cifar_resnets_have_the_depth_and_the_size_of_their_paper(depth, weights):
+    # He et al. 2016, table 6: 0.27 and 0.85 million parameters; the two shortcut convolutions are ours.
+    model = cifar_resnet(depth)
+    layers = {name: p.numel() for name, p in model.named_parameters() if p.ndim > 1}
+    main = [size for name, size in layers.items() if "shortcut" not in name]
+    assert len(main) == depth and sum(layers.values()) == weights
