@@ -1,6 +1,7 @@
 """Who does which run and where it stands: locks and checkpoints, in folders beside the records.
 
-A lock file per run keeps two drivers on one records folder from doing the same run twice.
+A lock file per run keeps two drivers on one records folder from doing the same run twice. A note beside it says which
+run it is, for a key does not tell.
 
 The operating system holds the lock and frees it when its process ends, however it ends, so nobody has to decide
 whether a claim is stale. Computers that share the folder need a file system with locks (NFS version 4, Lustre with
@@ -8,9 +9,11 @@ flock, and the like).
 """
 
 import contextlib
-from collections.abc import Iterator
+import json
+from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -27,6 +30,11 @@ def path(key: str) -> Path:
     return paths.records() / "claims" / f"{key}.lock"
 
 
+def note(key: str) -> Path:
+    """The file that says which run has this key, from its claim to its record."""
+    return path(key).with_suffix(".json")
+
+
 def checkpoint(key: str, stage: str = "") -> Path:
     """Where the run of this key keeps the checkpoint of its last training, or of an earlier `stage` ("cycle1")."""
     return paths.records() / "checkpoints" / f"{key}{stage and '.'}{stage}.safetensors"
@@ -38,11 +46,12 @@ def checkpoints(key: str) -> list[Path]:
 
 
 @contextmanager
-def claim(key: str) -> Iterator[bool]:
+def claim(key: str, fields: Mapping[str, Any] | None = None) -> Iterator[bool]:
     """Give True, and keep the run of this key to this process for the block; give False where another has it.
 
-    Look at the record again after claiming: the other process may have just finished. The lock file is removed when the
-    block ends with a record in place, for nobody needs it any more. Raises InputError where locks cannot be made.
+    Look at the record again after claiming: the other process may have just finished. The `fields` of the run are noted
+    for `begun`. Lock and note are removed when the block ends with a record in place, for nobody needs them any more.
+    Raises InputError where locks cannot be made.
     """
     lock = _lock(key)
     try:
@@ -51,12 +60,28 @@ def claim(key: str) -> Iterator[bool]:
         yield False
         return
     try:
+        if fields is not None:
+            _note(key, fields)
         yield True
     finally:
         if (paths.records() / f"{key}.json").exists():
+            note(key).unlink(missing_ok=True)
             with contextlib.suppress(PermissionError):  # Windows keeps a file that is open
                 path(key).unlink(missing_ok=True)
         lock.release()
+
+
+def _note(key: str, fields: Mapping[str, Any]) -> None:
+    with contextlib.suppress(InputError), paths.replacing(note(key)) as partial:  # a run is worth more than its note
+        partial.write_text(json.dumps(dict(fields)), encoding="utf-8")
+
+
+def begun(keys: Container[str]) -> Iterator[dict[str, Any]]:
+    """The fields of those runs of `keys` that were claimed and have no record yet; what cannot be read is left out."""
+    for file in sorted((paths.records() / "claims").glob("*.json")):
+        if file.stem in keys:
+            with contextlib.suppress(OSError, ValueError):  # just finished, or damaged by a power cut
+                yield json.loads(file.read_text(encoding="utf-8"))
 
 
 def held(key: str) -> bool:

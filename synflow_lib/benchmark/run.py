@@ -43,7 +43,7 @@ def run(spec: Run, device: str | torch.device = "auto", speed: Speed | None = No
     device = devices.resolve(device)
     checkpoint_interval()  # refused here, before any work
     paths.require_writable(paths.records())
-    with claims.claim(spec.key) as ours:
+    with claims.claim(spec.key, asdict(spec)) as ours:
         if not ours:
             raise Elsewhere(f"another process is doing {spec}")
         # It may have been finished between the look and the claim.

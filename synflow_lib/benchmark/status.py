@@ -37,7 +37,7 @@ AXES = ("pruner", "log10_compression", "seed")
 
 @dataclass(frozen=True)
 class Panel:
-    """One grid: what its runs have in common, and the runs that were recorded."""
+    """One grid: what its runs have in common, and the runs that were begun or recorded."""
 
     dataset: str
     model: str
@@ -69,14 +69,19 @@ def options(run: Run) -> str:
 
 
 def recorded() -> tuple[list[Run], dict[str, str]]:
-    """The runs that have a record, and key to state (one of `MARKS`) of these and of those begun but not recorded."""
+    """The runs that were begun or recorded, and key to state (one of `MARKS`) of these.
+
+    A key may be known without its run: of one that was begun by an earlier version, which left no note.
+    """
     files = (paths.records() / "checkpoints").glob("*.safetensors")
     known = {file.name.partition(".")[0]: "interrupted" for file in files}
     runs = []
     for record in records.everything():
         runs.append(records.run_of(record))
         known[record["key"]] = records.state(record)
-    return runs, known | dict.fromkeys(claims.running(), "running")
+    known |= dict.fromkeys(claims.running(), "running")
+    unrecorded = known.keys() - {run.key for run in runs}
+    return [*runs, *map(records.run_of, claims.begun(unrecorded))], known
 
 
 def panels(

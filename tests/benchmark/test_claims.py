@@ -10,6 +10,8 @@ from synflow_lib.benchmark import claims, records, run
 from synflow_lib.benchmark.claims import Elsewhere
 from synflow_lib.errors import InputError
 
+module = sys.modules["synflow_lib.benchmark.run"]
+
 HOLD = """
 import sys
 from synflow_lib.benchmark import claims
@@ -64,6 +66,23 @@ def test_a_run_that_was_finished_before_the_claim_is_not_done_again(quick, monke
 def test_the_lock_file_of_a_recorded_run_is_removed(quick):
     run(quick, device="cpu")
     assert list((paths.records() / "claims").iterdir()) == []
+
+
+def test_a_run_says_which_it_is_while_it_runs(quick, monkeypatch):
+    seen = []
+    monkeypatch.setattr(module, "execute", lambda *_: seen.extend(claims.begun({quick.key})) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run(quick, device="cpu")
+    assert records.run_of(seen[0]) == quick and list(claims.begun({quick.key})) == []  # it has a record now
+
+
+def test_a_full_disk_costs_the_note_and_not_the_claim(quick, monkeypatch):
+    def full(*_):
+        raise InputError("the disk is full")
+
+    monkeypatch.setattr(paths, "replacing", full)
+    with claims.claim(quick.key, {"dataset": "digits"}) as ours:
+        assert ours and not claims.note(quick.key).exists()
 
 
 def test_a_folder_that_cannot_have_locks_is_named(quick):

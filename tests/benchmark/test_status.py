@@ -1,4 +1,4 @@
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 
@@ -53,6 +53,21 @@ def test_a_panel_whose_first_runs_are_at_work_is_shown(monkeypatch):
     (shown, _) = status.report()
     assert shown.startswith("resnet18 on cifar10, recipe published: 1 running, 182 missing")
     assert lines(shown)["snip"].split()[4] == "..>"
+
+
+def test_runs_at_work_and_interrupted_ones_are_named_before_they_have_a_record():
+    """Whatever they are: a key does not tell, and of a network that is in no figure nothing else would."""
+    mine = Run("digits", "mlp", "snip", 1.0, 3, "smoke", width=0.25, isometry=True)
+    with claims.claim(mine.key, asdict(mine)):
+        (shown, _) = status.report()
+    assert shown.splitlines()[0] == "mlp on digits, width 0.25, recipe smoke: 1 running, 1 missing"
+    assert shown.splitlines()[-1].split() == ["snip", "isometry", ">"]
+    assert list(status.report()) == ["no runs are recorded"]  # it was given up, and left nothing
+    claims.checkpoint(mine.key).parent.mkdir()
+    claims.checkpoint(mine.key).touch()
+    assert "snip isometry ~" in next(status.report())
+    claims.note(mine.key).write_text('{"dataset": ')  # damaged: a run without a name, as before
+    assert not any("isometry" in text for text in status.report())
 
 
 def test_another_name_of_the_same_network_shows_its_runs(record):
