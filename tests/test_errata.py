@@ -290,6 +290,20 @@ def test_finding_16_the_pretrained_weights_are_those_of_the_start():
     assert table.loc["snip", "highest_ratio"] > 1.1
 
 
+def test_finding_17_near_rho_max_some_networks_lose_layers_in_either_precision():
+    table = experiments.table("synflow_near_rho_max")
+    lost = table[table["empty"] > 0].groupby(["network", "precision", "below"])["seed"].agg(set)
+    assert table.query("below >= 0.5")["empty"].sum() == 0 and table["seed"].nunique() == 8
+    assert {key: len(seeds) for key, seeds in lost["vgg16"].items()} == {
+        **{("float32", 0.25): 1, ("float64", 0.25): 2},
+        **{("float32", 0.0): 3, ("float64", 0.0): 2},
+    }
+    assert not lost["vgg16", "float32", 0.0] & lost["vgg16", "float64", 0.0]
+    vgg19 = table.query("network == 'vgg19'").set_index("precision")
+    assert (vgg19["layers"] == 19).all() and vgg19["empty"].to_dict() == {"float32": 10, "float64": 0}
+    assert "10 of its 19 layers" in prose(SECTIONS[17])
+
+
 def test_the_tables_come_from_the_files_that_are_there(tmp_path, monkeypatch):
     monkeypatch.setenv("SYNFLOW_HOME", str(tmp_path))
     assert paths.reference() == tmp_path / "data" / "reference"

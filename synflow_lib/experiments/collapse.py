@@ -85,7 +85,8 @@ def vgg16_tables(
     `tolerance`, and by both criteria: "layer" (none is empty, the paper's definition) and "signal" (a path leads from
     input to output). Iterated means 100 times for SynFlow; for SNIP and GraSP, in eval mode, 10 times on fewer images
     and to a coarser tolerance, for these cost. Random and magnitude give a weight what does not depend on the others,
-    so that scoring the survivors again ranks them as before: their rows with 100 iterations repeat the others.
+    so that scoring the survivors again ranks them as before: their rows with 100 iterations repeat the others. SynFlow
+    scores in double precision: in single, rounding decides whether it reaches rho_max (`limit.synflow_near_rho_max`).
     Columns: pruner, mode, sign, iterations, images, seed, criterion, log10_compression.
 
     "vgg16_scoring_variants": density of every layer under SNIP and GraSP without iteration.
@@ -121,6 +122,8 @@ def _vgg16(
 ) -> tuple[pd.DataFrame, pd.DataFrame | None]:
     """The critical compressions, and of single-shot SNIP and GraSP the densities."""
     model, batches, densities = models.build("vgg16", CIFAR, width, seed), None, None
+    if pruner == "synflow":
+        model = model.double()
     how = {"pruner": pruner, "mode": mode, "images": "", "seed": seed}
     if pruner in NEEDS_DATA:
         batches, how["images"] = pictures(images, CIFAR[0], BATCH, seed)

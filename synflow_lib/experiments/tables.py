@@ -53,6 +53,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     "vgg19_schedule": Experiment("06", "iterations:vgg19_schedule"),
     "vgg11_rounding": Experiment("06", "rounding:vgg11_rounding"),
     "flow_range": Experiment("06", "rounding:flow_range"),
+    "synflow_near_rho_max": Experiment("06", "limit:synflow_near_rho_max"),
     "resnet18_shortcuts": Experiment("06", "iterations:resnet18_shortcuts"),
 }
 

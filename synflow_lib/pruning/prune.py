@@ -143,12 +143,12 @@ class _Scored:
         scores = self.score(self.model, self.masks(), **self.options)
         if list(scores) != list(self.shapes):
             raise InputError("a saliency must return one score tensor per prunable weight, under the model's own names")
-        flat = torch.cat([score.flatten() for score in scores.values()])
-        if not bool(flat[self.live].isfinite().all()):
+        gone, flat = ~self.live, torch.cat([score.flatten() for score in scores.values()])
+        if not bool(flat.masked_fill_(gone, 0).isfinite().all()):
             raise InputError(
                 "some scores are infinite or not a number: score in float64 (model.double()), or check the data"
             )
-        return (-flat if self.invert else flat).masked_fill_(~self.live, -torch.inf)
+        return (flat.neg_() if self.invert else flat).masked_fill_(gone, -torch.inf)
 
     def keep(self, chosen: Tensor) -> None:
         self.live = self.live & chosen

@@ -200,3 +200,12 @@ def test_blocks_that_begin_at_zero_are_pruned_by_their_weights_only_with_batch_n
     assert not lost["inner.weight"].any() and not lost["outer.weight"].any()
     masks = prune(model, "synflow", 2, input_shape=SHAPE, bypass_norm=True)
     assert masks["inner.weight"].any() and masks["outer.weight"].any()
+
+
+def test_scores_that_a_saliency_keeps_are_not_changed():
+    """Of a single tensor too, and inverted: a method may return the same scores at every call."""
+    model = torch.nn.Linear(4, 3, bias=False)
+    kept = {"weight": torch.arange(12.0).view(3, 4)}
+    masks = prune(model, lambda *_, **__: kept, 4, iterations=3, invert=True)
+    assert torch.equal(kept["weight"], torch.arange(12.0).view(3, 4))
+    assert torch.equal(masks["weight"].flatten().nonzero().flatten(), torch.arange(3))
