@@ -1,4 +1,4 @@
-"""Near rho_max: the rows are those of `prune`, Theorem 3 bounds them, and the committed table says what is told of it."""
+"""Near rho_max: rows are those of `prune`, Theorem 3 bounds them, and the committed table says what is told of it."""
 
 import math
 
