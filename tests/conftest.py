@@ -1,5 +1,6 @@
 """Every test runs in folders of its own; only the data sets, which never change once made, are shared."""
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,13 @@ Cell = tuple[str, ...]
 def one_thread() -> None:
     """Small tensors gain nothing from threads, and sums must not depend on their number."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interruptible() -> None:
+    """A shell starts background jobs with interrupts ignored, and children inherit that; some tests interrupt."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
