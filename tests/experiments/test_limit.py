@@ -11,7 +11,15 @@ from synflow_lib.pruning import prune, rho_max
 
 def test_rows_are_what_prune_leaves(monkeypatch):
     monkeypatch.setenv("SYNFLOW_PROCESSES", "1")
+    asked = []
+
+    def noted(model, method, compression, **options):
+        asked.append((method, options.get("iterations", 100)))
+        return prune(model, method, compression, **options)
+
+    monkeypatch.setattr(limit, "prune", noted)
     found = limit.synflow_near_rho_max(seeds=(0, 1), below=(0.5, 0.0), width=0.1, vgg19=False)
+    assert set(asked) == {("synflow", 100)}
     assert list(found["below"].unique()) == [0.5, 0.0] and len(found) == 8
     row = found.query("seed == 1 and precision == 'float64' and below == 0.5").iloc[0]
     model = models.build("vgg16", limit.CIFAR, 0.1, 1).double()
