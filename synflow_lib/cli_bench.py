@@ -67,7 +67,7 @@ def define_bench(sub: argparse.ArgumentParser) -> None:
     where.add_argument("--runs-per-gpu", type=int, default=1, metavar="N", help="runs that share a GPU (default: 1)")
     where.add_argument("--threads", type=int, default=1, help="CPU threads of each run (default: 1)")
     where.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps")
-    names = "bfloat16, channels-last, fused, compile, compact, skip-disconnected"
+    names = "bfloat16, channels-last, fused, graphs, compile, compact, skip-disconnected"
     where.add_argument("--with", **several, default=[], dest="on", metavar="FEATURE", help=f"switch on: {names}")
     where.add_argument("--without", **several, default=[], dest="off", metavar="FEATURE", help="switch off, likewise")
     where.add_argument("--records", type=Path, metavar="DIR", help="folder of the records (default: data/records)")
@@ -198,7 +198,8 @@ def speed_of(arguments: argparse.Namespace) -> "Speed | None":
         changes |= {lookup(known, name, "speed feature"): value for name in names}
     if both := set(arguments.on) & set(arguments.off):
         raise InputError(f"{min(both)} is switched on and off: leave out one of --with and --without")
-    return replace(devices.Speed.auto(devices.resolve(arguments.device)), **changes) if changes else None
+    device = devices.resolve(arguments.device)
+    return replace(devices.Speed.auto(device), **changes).require(device) if changes else None
 
 
 def estimate(arguments: argparse.Namespace, runs: "list[Run]", speed: "Speed | None") -> int:

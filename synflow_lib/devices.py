@@ -48,13 +48,14 @@ class Speed:
     """What may make training faster; all off is plain float32 PyTorch. Model and data decide the result, not
     these: bfloat16 rounds, so runs differ in the last digits, but nothing here changes what is trained.
 
-    The first four are the business of `training.train`, the last two of `benchmark.run`.
+    The first five are the business of `training.train`, the last two of `benchmark.run`.
     """
 
     bfloat16: bool = False  # autocast: products in bfloat16, weights and sums in the model's dtype
     channels_last: bool = False  # memory order of images and convolutions; same numbers up to rounding
     fused: bool = False  # the whole optimiser step in one kernel
-    compile: bool = False  # torch.compile, with CUDA graphs on a GPU: for networks that launch faster than they compute
+    graphs: bool = False  # replay the step as a CUDA graph: for networks that compute faster than they launch
+    compile: bool = False  # torch.compile: fewer, larger kernels
     compact: bool = False  # train the smaller network that the masks leave, where they leave one
     skip_disconnected: bool = False  # a network cut in two answers a constant: compute its accuracy, do not train it
 
@@ -68,20 +69,23 @@ class Speed:
         """
         savings = {"compact": True, "skip_disconnected": True}
         if device.type == "cuda":
-            return Speed(bfloat16=torch.cuda.is_bf16_supported(), channels_last=True, fused=True, **savings)
+            bfloat16 = torch.cuda.is_bf16_supported()
+            return Speed(bfloat16=bfloat16, channels_last=True, fused=True, graphs=True, **savings)
         if device.type == "cpu":
             return Speed(bfloat16=cpu_has_bfloat16(), channels_last=True, fused=True, **savings)
         return Speed(**savings)
 
     def compiled(self, model: nn.Module) -> Callable[[Tensor], Tensor]:
-        """What calls `model`: itself, or its compiled form, which shares its parameters and is made at the first call.
-
-        On a GPU the compiled steps are replayed as CUDA graphs (`mode="reduce-overhead"`).
+        """What calls `model`: itself, or its compiled form, which shares its parameters and is made at the first
+        call.
         """
-        if not self.compile:
-            return model
-        on_gpu = next(model.parameters()).device.type == "cuda"
-        return torch.compile(model, dynamic=False, mode="reduce-overhead" if on_gpu else None)
+        return torch.compile(model, dynamic=False) if self.compile else model
+
+    def require(self, device: torch.device) -> "Speed":
+        """Itself; raises InputError where `device` has no such feature."""
+        if self.graphs and device.type != "cuda":
+            raise InputError(f"CUDA graphs need a CUDA device, not {str(device)!r}: switch graphs off")
+        return self
 
     def memory_format(self) -> torch.memory_format:
         """The memory order of four-dimensional tensors."""

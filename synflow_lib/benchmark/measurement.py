@@ -16,7 +16,7 @@ from synflow_lib.theory import approximate_isometry
 from synflow_lib.training import Recipe, evaluate, recipe, train
 
 PER_CLASS = 10  # images that snip and grasp score on: the default of `data.scoring_batches`
-TEST_BATCH = 256  # that of `data.test_batches`
+SCORING_BATCH = 256  # that of `data.scoring_batches`
 PRUNED_TO = 100.0  # the compression at which pruning is timed
 
 
@@ -36,7 +36,7 @@ class Sample:
     @staticmethod
     def of(device: torch.device) -> "Sample":
         """What tells enough on `device`."""
-        return Sample() if device.type == "cpu" else Sample(batch=None, steps=30, test=10 * TEST_BATCH, scoring=None)
+        return Sample() if device.type == "cpu" else Sample(batch=None, steps=100, test=10_000, scoring=None)
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def pruning(run: Run, here: Here) -> float:
     batches = None
     if run.pruner in NEEDS_DATA:
         images = random_images(run.dataset, count, 1, here.device)
-        batches = list(data.train_batches(images, TEST_BATCH, torch.Generator(here.device)))
+        batches = list(data.train_batches(images, SCORING_BATCH, torch.Generator(here.device)))
     began = time.perf_counter()
     masks = prune(
         *(model, run.pruner, min(PRUNED_TO, rho_max(model))),

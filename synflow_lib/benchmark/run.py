@@ -41,13 +41,14 @@ def run(spec: Run, device: str | torch.device = "auto", speed: Speed | None = No
     if (record := records.find(spec.validate())) is not None:
         return record
     device = devices.resolve(device)
+    speed = (speed or Speed.auto(device)).require(device)
     checkpoint_interval()  # refused here, before any work
     paths.require_writable(paths.records())
     with claims.claim(spec.key, asdict(spec)) as ours:
         if not ours:
             raise Elsewhere(f"another process is doing {spec}")
         # It may have been finished between the look and the claim.
-        return records.find(spec) or recorded(spec, device, speed or Speed.auto(device), threads)
+        return records.find(spec) or recorded(spec, device, speed, threads)
 
 
 def recorded(spec: Run, device: torch.device, speed: Speed, threads: int) -> dict[str, Any]:

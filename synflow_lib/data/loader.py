@@ -5,6 +5,7 @@ second; torchvision's transforms, one image at a time, take 12 ms).
 """
 
 from collections.abc import Iterator
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +24,7 @@ def normalise(images: Tensor, spec: DatasetSpec) -> Tensor:
     The same operations in the same order as torchvision's ToTensor and Normalize, hence the same bits.
     """
     _require_uint8(images)
-    mean, std = (torch.tensor(values, device=images.device)[:, None, None] for values in (spec.mean, spec.std))
+    mean, std = (_per_channel(tuple(values), images.device) for values in (spec.mean, spec.std))
     return images.float().div_(255).sub_(mean).div_(std)
 
 
@@ -99,6 +100,12 @@ def _gather(dataset: Dataset, order: Tensor, batch_size: int, generator: torch.G
 
 def _draw(below: int, shape: tuple[int, ...], generator: torch.Generator, device: torch.device) -> Tensor:
     return torch.randint(below, shape, generator=generator, device=generator.device).to(device)
+
+
+@lru_cache(maxsize=64)
+def _per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """`values` as [C, 1, 1] on the device, kept there: bringing them over anew would wait for it at every batch."""
+    return torch.tensor(values, device=device)[:, None, None]
 
 
 def _require_uint8(images: Tensor) -> None:

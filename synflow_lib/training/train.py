@@ -14,10 +14,12 @@ from synflow_lib import data, devices
 from synflow_lib.devices import Speed
 from synflow_lib.pruning.masks import apply_masks
 from synflow_lib.training.checkpoint import Checkpoint
+from synflow_lib.training.graphs import Replayed
 from synflow_lib.training.optim import mask_gradients, sgd
 from synflow_lib.training.recipes import Recipe
 
 LOOK_EVERY = 50  # steps between two looks at the loss: a look waits for the device, so not at every step
+TEST_BATCH = {"cuda": 1000}  # test images at once on a device, 256 elsewhere: launching their kernels takes time too
 
 
 @dataclass
@@ -77,7 +79,7 @@ def train(
     `checkpoint.STOP` was set.
     """
     device = devices.resolve(device)
-    speed = speed or Speed.auto(device)
+    speed = (speed or Speed.auto(device)).require(device)
     dtype = next(model.parameters()).dtype
     dataset, model = dataset.to(device), model.to(device, memory_format=speed.memory_format())
     if masks is not None:
@@ -86,6 +88,16 @@ def train(
     steps = min(math.ceil(len(dataset.train_labels) / recipe.batch_size), recipe.max_steps or math.inf)
     forward = speed.compiled(model)
     history, started = History(), time.perf_counter()
+
+    def step(images: Tensor, labels: Tensor) -> Tensor:
+        optimiser.zero_grad(set_to_none=True)
+        outputs = logits(forward, images, speed, dtype)
+        loss = F.cross_entropy(outputs, labels, label_smoothing=recipe.label_smoothing)
+        loss.backward()
+        zero_pruned()
+        return loss.detach()
+
+    gradients = Replayed(step, model) if speed.graphs else step
 
     @torch.no_grad()
     def evaluated(epoch: int, train_loss: float | None, lr: float) -> None:
@@ -104,20 +116,14 @@ def train(
             model.train()
             total, seen = torch.zeros((), device=device), 0
             batches = data.train_batches(dataset, recipe.batch_size, generator, recipe.augment)
-            for step, (images, labels) in enumerate(islice(batches, steps)):
-                lr = recipe.lr_at(epoch - 1 + (step + 0.5) / steps)
+            for done, (images, labels) in enumerate(islice(batches, steps)):
+                lr = recipe.lr_at(epoch - 1 + (done + 0.5) / steps)
                 for group in optimiser.param_groups:
                     group["lr"] = lr
-                optimiser.zero_grad(set_to_none=True)
-                loss = F.cross_entropy(
-                    logits(forward, images, speed, dtype), labels, label_smoothing=recipe.label_smoothing
-                )
-                loss.backward()
-                zero_pruned()
+                total += gradients(images, labels) * len(labels)
                 optimiser.step()
-                total += loss.detach() * len(labels)
                 seen += len(labels)
-                if step % LOOK_EVERY == LOOK_EVERY - 1 and not math.isfinite(total):
+                if done % LOOK_EVERY == LOOK_EVERY - 1 and not math.isfinite(total):
                     break
             mean = float(total) / seen
             evaluated(epoch, mean if math.isfinite(mean) else None, lr)
@@ -128,6 +134,7 @@ def train(
                 checkpoint.after_epoch(model, optimiser, generator, noted)
             if history.status == "diverged":
                 break
+    optimiser.zero_grad(set_to_none=True)
     return history
 
 
@@ -150,7 +157,7 @@ def evaluate(model: nn.Module, dataset: "data.Dataset", speed: Speed | None = No
     model.eval()
     loss = torch.zeros((), device=dataset.test_labels.device)
     correct = torch.zeros((), device=dataset.test_labels.device, dtype=torch.int64)
-    for images, labels in data.test_batches(dataset):
+    for images, labels in data.test_batches(dataset, TEST_BATCH.get(loss.device.type, 256)):
         output = logits(model, images, speed, dtype)
         loss += F.cross_entropy(output, labels, reduction="sum")
         correct += (output.argmax(1) == labels).sum()
