@@ -128,6 +128,16 @@ def seeded(seed: int, device: torch.device) -> Iterator[torch.Generator]:
 
 
 @contextmanager
+def exact() -> Iterator[None]:
+    """Let a GPU compute float32 in full and in the same order each time, for scores that a ranking hangs on.
+
+    By default cuDNN rounds float32 convolutions to TF32, ten bits, and adds in any order.
+    """
+    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+        yield
+
+
+@contextmanager
 def threads(number: int) -> Iterator[None]:
     """Let torch use `number` CPU threads for the block.
 

@@ -53,15 +53,15 @@ def crop_flip(images: Tensor, generator: torch.Generator, padding: int = 4, flip
 
 
 def train_batches(
-    dataset: Dataset, batch_size: int, generator: torch.Generator, augment: bool = True
+    dataset: Dataset, batch_size: int, generator: torch.Generator, augment: bool = True, padding: int = 4
 ) -> Iterator[Batch]:
     """Yield one epoch of (images float32 [B, C, H, W], labels int64 [B]), shuffled, the last smaller batch kept.
 
-    With `augment`, images are shifted, and mirrored where the data set allows it.
+    With `augment`, images are shifted by up to `padding` pixels, and mirrored where the data set allows it.
     """
     _require_positive("batch_size", batch_size)
     order = torch.randperm(len(dataset.train_labels), generator=generator, device=generator.device)
-    return _gather(dataset, order, batch_size, generator if augment else None)
+    return _gather(dataset, order, batch_size, generator if augment else None, padding)
 
 
 def test_batches(dataset: Dataset, batch_size: int = 256) -> Iterator[Batch]:
@@ -90,11 +90,13 @@ def scoring_batches(dataset: Dataset, per_class: int = 10, batch_size: int = 256
     return list(_gather(dataset, order, batch_size, generator))
 
 
-def _gather(dataset: Dataset, order: Tensor, batch_size: int, generator: torch.Generator | None) -> Iterator[Batch]:
+def _gather(
+    dataset: Dataset, order: Tensor, batch_size: int, generator: torch.Generator | None, padding: int = 4
+) -> Iterator[Batch]:
     for chosen in order.to(dataset.train_images.device).split(batch_size):
         images = dataset.train_images[chosen]
         if generator is not None:
-            images = crop_flip(images, generator, flip=dataset.spec.flip)
+            images = crop_flip(images, generator, padding, dataset.spec.flip)
         yield normalise(images, dataset.spec), dataset.train_labels[chosen]
 
 

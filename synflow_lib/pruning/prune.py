@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from synflow_lib import devices
 from synflow_lib.errors import InputError, lookup
 from synflow_lib.pruning.flow_network import FlowNetwork
 from synflow_lib.pruning.masks import Masks
@@ -72,11 +73,12 @@ def prune(
         network: FlowNetwork | _Scored = FlowNetwork(model, input_shape, bypass_norm)
     else:
         network = _Scored(model, score, invert, options)
-    for k in range(1, iterations + 1):
-        chosen = best(network, kept_after(k, iterations, compression), scope)
-        if k == 1 and score is synflow:
-            warn_unscored(model, network.unscored(), bypass_norm)
-        network.keep(chosen)
+    with devices.exact():
+        for k in range(1, iterations + 1):
+            chosen = best(network, kept_after(k, iterations, compression), scope)
+            if k == 1 and score is synflow:
+                warn_unscored(model, network.unscored(), bypass_norm)
+            network.keep(chosen)
     return Masks(network.masks())
 
 

@@ -31,7 +31,7 @@ def largest(
         return marks.fill_(False), math.inf
     if number >= len(values):
         return marks.fill_(True), float(values.min())
-    select = _on_cpu if values.device.type == "cpu" else _by_kthvalue
+    select = _on_cpu if values.device.type == "cpu" else _on_device
     border, equals, surplus = select(values, number, marks)
     unmark(marks, equals, surplus, position)
     return marks, border
@@ -51,12 +51,6 @@ def clear_all_but(values: Tensor, kept: Tensor) -> None:
             np.multiply(piece, marks[begin : begin + PIECE], out=piece)
     else:
         values.mul_(kept)
-
-
-def _by_kthvalue(values: Tensor, number: int, marks: Tensor) -> tuple[float, Tensor, int]:
-    border = values.kthvalue(len(values) - number + 1).values
-    torch.ge(values, border, out=marks)
-    return float(border), (values == border).nonzero().squeeze(1), count(marks) - number
 
 
 class Sample:
@@ -134,6 +128,27 @@ def _on_cpu(values: Tensor, number: int, marks: Tensor) -> tuple[float, Tensor, 
         if (found := sieve.border(number)) is not None:
             break
     return found
+
+
+def _on_device(values: Tensor, number: int, marks: Tensor) -> tuple[float, Tensor, int]:
+    """The same where the values are; `torch.kthvalue` would keep a GPU's processors but one idle."""
+    sample = values[_sampled_on(len(values), values.device)].cpu().numpy()
+    for low, high in (_bracket(sample, number / len(values)), (-math.inf, math.inf)):
+        torch.ge(values, float(low), out=marks)
+        places = (marks & (values <= float(high))).nonzero().squeeze(1)
+        surplus = count(marks) - number
+        if 0 <= surplus < len(places):
+            break
+    within = values[places]
+    border = within.sort().values[surplus]
+    below = places[within < border]
+    marks[below] = False
+    return float(border), places[within == border], surplus - len(below)
+
+
+@lru_cache(maxsize=2)
+def _sampled_on(length: int, device: torch.device) -> Tensor:
+    return torch.from_numpy(_sampled(length)).to(device)
 
 
 @lru_cache(maxsize=2)

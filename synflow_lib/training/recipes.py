@@ -21,7 +21,8 @@ class Recipe:
     each of `milestones` (in epochs) that has passed. Schedule "one-cycle": linear from 0 to `lr` over the
     first `warm_up` epochs, then linear to 0 at the end. `max_steps` cuts every epoch short, after so many
     batches. `updates` says how often each step updates a tensor: pairs of a pattern for its name ("blocks.*") and a
-    number, the first that fits counts (`optim.RepeatedSGD`; empty: plain SGD). With `identity_scales` the identity
+    number, the first that fits counts (`optim.RepeatedSGD`; empty: plain SGD). With `augment`, images are shifted by up to
+    `crop` pixels and mirrored. With `identity_scales` the identity
     shortcuts of a ResNet have a trained scale per channel.
     """
 
@@ -39,6 +40,7 @@ class Recipe:
     warm_up: float = 0.0
     label_smoothing: float = 0.0
     augment: bool = True
+    crop: int = 4
     max_steps: int | None = None
     updates: tuple[tuple[str, int], ...] = ()
     identity_scales: bool = False
@@ -74,7 +76,8 @@ class Recipe:
         What was added to recipes later is left out where it is not used, so that earlier records stay valid.
         """
         values = json.loads(json.dumps(asdict(self)))
-        unused = [name for name in ("updates", "identity_scales") if not values[name]]
+        later = {"updates": [], "identity_scales": False, "crop": 4}
+        unused = [name for name, default in later.items() if values[name] == default]
         return {name: value for name, value in values.items() if name not in ("source", *unused)}
 
 

@@ -115,7 +115,7 @@ def train(
         for epoch in range(len(history.curve), recipe.epochs + 1 if history.status == "done" else 0):
             model.train()
             total, seen = torch.zeros((), device=device), 0
-            batches = data.train_batches(dataset, recipe.batch_size, generator, recipe.augment)
+            batches = data.train_batches(dataset, recipe.batch_size, generator, recipe.augment, recipe.crop)
             for done, (images, labels) in enumerate(islice(batches, steps)):
                 lr = recipe.lr_at(epoch - 1 + (done + 0.5) / steps)
                 for group in optimiser.param_groups:

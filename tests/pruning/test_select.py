@@ -29,7 +29,7 @@ def test_the_largest_are_those_of_a_sort_with_later_before_earlier_among_equals(
 def test_the_way_of_a_gpu_finds_the_same(vector, data):
     number, vector = data.draw(st.integers(1, len(vector) - 1)), torch.tensor(vector, dtype=torch.float64)
     found = []
-    for select_ in (select._on_cpu, select._by_kthvalue):
+    for select_ in (select._on_cpu, select._on_device):
         marks = torch.empty(len(vector), dtype=torch.bool)
         border, equals, surplus = select_(vector, number, marks)
         found.append((border, equals.tolist(), surplus, marks.tolist()))
@@ -48,10 +48,14 @@ def test_a_long_vector_that_misleads_the_sample_is_selected_exactly_too(pattern,
     elif pattern == "two values":
         vector = vector.round()
     number = int(share * size)
-    chosen, _ = select.largest(vector, number)
+    chosen, lowest = select.largest(vector, number)
     expected = torch.zeros(size, dtype=torch.bool)
     expected[vector.double().flip(0).sort(descending=True, stable=True).indices[:number].mul(-1).add(size - 1)] = True
     assert torch.equal(chosen, expected)
+    marks = torch.empty(size, dtype=torch.bool)
+    border, equals, surplus = select._on_device(vector, number, marks)
+    select.unmark(marks, equals, surplus, None)
+    assert torch.equal(marks, expected) and border == lowest
 
 
 def test_ties_are_broken_by_the_position_that_is_given():

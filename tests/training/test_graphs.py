@@ -115,7 +115,10 @@ def test_an_interrupted_training_goes_on_to_the_same_bits(toy_data, tmp_path):
 
 @needs_cuda
 def test_the_gpu_trains_as_the_cpu_does_in_float64(toy_data):
-    """Without augmentation, whose draws differ; the order of the images differs as well, so one batch of all."""
+    """Without augmentation, whose draws differ; the order of the images differs as well, so one batch of all.
+
+    What is left are the last bits of the float32 images: a GPU divides by 255 by multiplying.
+    """
     recipe = replace(RECIPE, batch_size=130, augment=False)
     found = []
     for device, speed in (("cpu", Speed()), ("cuda", Speed(channels_last=True, fused=True, graphs=True))):
@@ -123,7 +126,7 @@ def test_the_gpu_trains_as_the_cpu_does_in_float64(toy_data):
         train(model, toy_data, recipe, device=device, speed=speed)
         found.append(state(model))
     for ours, theirs in zip(*found, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-10)
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-7)
 
 
 @needs_cuda
