@@ -135,7 +135,7 @@ def test_a_step_that_cannot_be_recorded_is_explained(toy_data):
         def forward(self, x):
             return x if float(x.sum()) > 0 else -x
 
-    with pytest.raises(InputError, match="cannot be a CUDA graph .*switch graphs off"):
+    with pytest.raises(InputError, match=r"cannot be a CUDA graph .*switch graphs off"):
         train(nn.Sequential(Looks(), network()), toy_data, RECIPE, device="cuda", speed=GRAPHS)
 
 
