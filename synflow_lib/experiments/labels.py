@@ -1,18 +1,22 @@
 """Whether a mask knows the labels, or the task, that it was found with (Lee et al. 2020, chapter 10)."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from itertools import product
 
 import pandas as pd
 
+from synflow_lib import data
 from synflow_lib.data import Dataset, scoring_batches
 from synflow_lib.errors import InputError
+from synflow_lib.experiments import pool
 from synflow_lib.experiments.signal_propagation import Setting
 from synflow_lib.pruning import LOSSES
 from synflow_lib.pruning.saliency import snip
 from synflow_lib.theory import approximate_isometry
+
+RANDOM = "random labels"
 
 
 def without_labels(setting: Setting, log10_compressions: Iterable[float], seeds: Iterable[int]) -> pd.DataFrame:
@@ -21,17 +25,36 @@ def without_labels(setting: Setting, log10_compressions: Iterable[float], seeds:
     Columns: `log10_compression`, `score`, `seed`, `shared` (the overlap with the supervised mask) and `accuracy` (of
     the last epoch).
     """
-    rows = []
-    scores = {loss: partial(snip, loss=loss) for loss in LOSSES} | {"synflow": "synflow"}
-    for power, seed in product(log10_compressions, seeds):
-        supervised = setting.masks(setting.network(seed=seed), "snip", 10**power, seed)
-        for name, method in scores.items():
-            model = setting.network(seed=seed)
-            masks = setting.masks(model, method, 10**power, seed)
-            approximate_isometry(model, masks)
-            shared = supervised.overlap(masks)
-            rows.append((power, name, seed, shared, setting.train(model, masks, seed).accuracy_last))
-    return pd.DataFrame(rows, columns=["log10_compression", "score", "seed", "shared", "accuracy"])
+    parts = [
+        {"setting": setting, "power": power, "seed": seed, "score": score}
+        for power, seed, score in product(log10_compressions, seeds, [*LOSSES, "synflow"])
+    ]
+    return pd.DataFrame(pool.each(_scored_by, parts))
+
+
+def _scored_by(setting: Setting, power: float, seed: int, score: str) -> dict:
+    model = setting.network(seed=seed)
+    masks = setting.masks(model, partial(snip, loss=score) if score in LOSSES else score, 10**power, seed)
+    shared = setting.masks(model, "snip", 10**power, seed).overlap(masks)
+    approximate_isometry(model, masks)
+    accuracy = setting.train(model, masks, seed).accuracy_last
+    return {"log10_compression": power, "score": score, "seed": seed, "shared": shared, "accuracy": accuracy}
+
+
+@lru_cache(maxsize=2)
+def tasks(dataset: str, other: str) -> dict[str, Dataset]:
+    """Two tasks: the images of two data sets, or the `halves` of one where `other` is "".
+
+    Raises InputError for data sets of different sizes, which one network cannot both learn.
+    """
+    if not other:
+        return halves(data.load(dataset))
+    found = {name: data.load(name) for name in (dataset, other)}
+    kinds = {name: (*task.input_shape, task.classes) for name, task in found.items()}
+    if len(set(kinds.values())) > 1:
+        told = ", ".join(f"{name} {'x'.join(map(str, k[:3]))} with {k[3]} classes" for name, k in kinds.items())
+        raise InputError(f"a mask moves between data sets of one image size and number of classes only, not: {told}")
+    return found
 
 
 def halves(dataset: Dataset) -> dict[str, Dataset]:
@@ -50,23 +73,29 @@ def halves(dataset: Dataset) -> dict[str, Dataset]:
 
 
 def transfer(
-    setting: Setting, tasks: Mapping[str, Dataset], log10_compression: float, seeds: Sequence[int], per_class: int = 5
+    setting: Setting, other: str, log10_compression: float, seeds: Sequence[int], per_class: int = 5
 ) -> pd.DataFrame:
-    """A SNIP mask found on each task, or on random labels of the target, trained on each of `tasks` after isometry.
+    """A SNIP mask found on each of the `tasks` of the setting's data set and `other` (a name, or "" for its halves), or
+    on random labels of the target, trained on each of them after isometry.
 
-    Columns: `source`, `target`, `seed` and `accuracy` (of the last epoch). Raises InputError, before any work, for
-    tasks whose images or numbers of classes differ: one network cannot do both.
+    Columns: `source`, `target`, `seed` and `accuracy` (of the last epoch). Raises InputError as `tasks` does, before
+    any work.
     """
-    kinds = {name: (*task.input_shape, task.classes) for name, task in tasks.items()}
-    if len(set(kinds.values())) > 1:
-        told = ", ".join(f"{name} {'x'.join(map(str, k[:3]))} with {k[3]} classes" for name, k in kinds.items())
-        raise InputError(f"a mask moves between data sets of one image size and number of classes only, not: {told}")
-    rows = []
-    for source, target, seed in product([*tasks, "random labels"], tasks, seeds):
-        model = setting.network(seed=seed)
-        scored = scoring_batches(tasks.get(source, tasks[target]), per_class)
-        method = snip if source in tasks else partial(snip, loss="random labels")
-        masks = setting.masks(model, method, 10**log10_compression, seed, scored)
-        approximate_isometry(model, masks)
-        rows.append((source, target, seed, setting.train(model, masks, seed, tasks[target]).accuracy_last))
-    return pd.DataFrame(rows, columns=["source", "target", "seed", "accuracy"])
+    both = tasks(setting.dataset, other)
+    common = {"setting": setting, "other": other, "power": log10_compression, "per_class": per_class}
+    parts = [
+        common | {"source": source, "target": target, "seed": seed}
+        for source, target, seed in product([*both, RANDOM], both, seeds)
+    ]
+    return pd.DataFrame(pool.each(_moved, parts))
+
+
+def _moved(setting: Setting, other: str, power: float, per_class: int, source: str, target: str, seed: int) -> dict:
+    both = tasks(setting.dataset, other)
+    model = setting.network(seed=seed)
+    scored = scoring_batches(both.get(source, both[target]), per_class)
+    method = partial(snip, loss=RANDOM) if source == RANDOM else snip
+    masks = setting.masks(model, method, 10**power, seed, scored)
+    approximate_isometry(model, masks)
+    accuracy = setting.train(model, masks, seed, both[target]).accuracy_last
+    return {"source": source, "target": target, "seed": seed, "accuracy": accuracy}

@@ -26,10 +26,11 @@ def each(function: Callable[..., Any], parts: Sequence[dict[str, Any]], what: st
     """Return [function(**part) for part in parts], computed by `processes()` fresh processes, in the order of `parts`.
 
     `function` must be importable from its module, and its results such as pickle takes. Put the longest parts first.
+    With `what` in front a bar shows how many are done.
     An error in one part is raised here, and ends the rest.
     """
     number = min(processes(), len(parts))
-    bar = tqdm(total=len(parts), desc=what, unit="part")
+    bar = tqdm(total=len(parts), desc=what, unit="part", disable=not what)
     if number <= 1:
         with bar:
             return [_counted(function, part, bar) for part in parts]

@@ -8,6 +8,7 @@ import pandas as pd
 from torch import nn
 
 from synflow_lib import models
+from synflow_lib.experiments import pool
 from synflow_lib.experiments.signal_propagation import Setting
 from synflow_lib.pruning import prunable, prune
 
@@ -25,10 +26,13 @@ def plans(input_shape: Sequence[int], classes: int) -> dict[str, Callable[[], nn
         BY_HAND: partial(plain, (16, 32, 32)),
         "wide": partial(plain, (48, 96, 96)),
         "deep": partial(plain, (24,) * 10),
-        "residual": lambda: nn.Sequential(
-            nn.AvgPool2d(2), models.build("resnet18", (tuple(input_shape), classes), width=0.125)
-        ),
+        "residual": partial(residual, input_shape, classes),
     }
+
+
+def residual(input_shape: Sequence[int], classes: int) -> nn.Sequential:
+    """A ResNet-18 of an eighth of the width."""
+    return nn.Sequential(nn.AvgPool2d(2), models.build("resnet18", (tuple(input_shape), classes), width=0.125))
 
 
 def stack(input_shape: Sequence[int], classes: int, widths: Sequence[int]) -> nn.Sequential:
@@ -41,19 +45,38 @@ def stack(input_shape: Sequence[int], classes: int, widths: Sequence[int]) -> nn
 
 
 def carved(
-    setting: Setting, plans: Plans, seeds: Sequence[int], methods: Sequence[str] = ("snip", "synflow")
+    setting: Setting, own: Plans, seeds: Sequence[int], methods: Sequence[str] = ("snip", "synflow")
 ) -> pd.DataFrame:
-    """Every network of `plans` (He initialisation) pruned to the size of the one by hand, and trained.
+    """Every network of `plans`, and of your `own`, (He initialisation) pruned to the size of the one by hand, and
+    trained. Your own are made and trained in this process, so that they may be any functions.
 
     Columns: `network`, `before` (weights), `pruner` ("" for the one by hand, which keeps all), `after`, `seed` and
     `accuracy` (of the last epoch).
     """
-    sizes = {name: sum(weight.numel() for weight in prunable(plan()).values()) for name, plan in plans.items()}
-    ways = [(BY_HAND, ""), *product([name for name in plans if name != BY_HAND], methods)]
-    rows = []
-    for (name, method), seed in product(ways, seeds):
-        model = models.initialise(plans[name](), "he", seed=seed)
-        options = {"input_shape": setting.dataset.input_shape, "batches": setting.batches, "seed": seed}
-        masks = prune(model, method or "random", sizes[name] / sizes[BY_HAND], **options)
-        rows.append((name, sizes[name], method, masks.kept, seed, setting.train(model, masks, seed).accuracy_last))
-    return pd.DataFrame(rows, columns=["network", "before", "pruner", "after", "seed", "accuracy"])
+    known = plans(setting.images.input_shape, setting.images.classes)
+    budget = size(known[BY_HAND]())
+    ways = {
+        name: [
+            {"setting": setting, "plan": plan, "method": method, "budget": budget, "seed": seed}
+            for method, seed in product([""] if name == BY_HAND else methods, seeds)
+        ]
+        for name, plan in (known | dict(own)).items()
+    }
+    together = [part for name in known for part in ways[name]]
+    rows = [*pool.each(_carve, together), *(_carve(**part) for name in own for part in ways[name])]
+    names = [name for name, parts in ways.items() for _ in parts]
+    return pd.DataFrame([{"network": name} | row for name, row in zip(names, rows, strict=True)])
+
+
+def size(model: nn.Module) -> int:
+    """How many weights could be pruned."""
+    return sum(weight.numel() for weight in prunable(model).values())
+
+
+def _carve(setting: Setting, plan: Callable[[], nn.Module], method: str, budget: int, seed: int) -> dict:
+    model = models.initialise(plan(), "he", seed=seed)
+    before = size(model)
+    options = {"input_shape": setting.images.input_shape, "batches": setting.batches, "seed": seed}
+    masks = prune(model, method or "random", before / budget, **options)
+    accuracy = setting.train(model, masks, seed).accuracy_last
+    return {"before": before, "pruner": method, "after": masks.kept, "seed": seed, "accuracy": accuracy}

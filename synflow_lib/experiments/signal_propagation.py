@@ -1,18 +1,21 @@
 """The experiments of chapter 10, after Lee et al. (2020): a grid over pruners, compressions and seeds each.
 
-A `Setting` has the network, the images and the recipe; every function takes one and returns a tidy table.
+A `Setting` has the network, the images and the recipe; every function takes one and returns a tidy table. What trains
+is spread over the processes of `pool.each`, so a Setting is made of values that can be handed to one.
 """
 
 import copy
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from itertools import product
+from functools import lru_cache
+from itertools import chain, product
 
 import pandas as pd
 from torch import nn
 
-from synflow_lib.data import Dataset, scoring_batches
+from synflow_lib import data, models
+from synflow_lib.data import DATASETS, Dataset, scoring_batches
+from synflow_lib.experiments import pool
 from synflow_lib.pruning import SALIENCIES, Masks, apply_masks, prune
 from synflow_lib.pruning.saliency import Batches
 from synflow_lib.theory import approximate_isometry, isometry, jacobians
@@ -24,21 +27,45 @@ IMAGES = 20  # at which the input-output Jacobian is taken
 
 
 @dataclass(frozen=True)
+class Chain:
+    """A fully connected network of `depth` layers of `width` units for the images of `dataset`, of weights drawn by
+    `scheme`, one of `models.INITIALISATIONS`. A call makes it.
+    """
+
+    dataset: str
+    depth: int = 7
+    scheme: str = "lecun"
+    activation: type[nn.Module] = nn.Tanh
+    width: int = 100
+
+    def __call__(self, seed: int = 0) -> nn.Module:
+        spec, hidden = DATASETS[self.dataset], (self.width,) * (self.depth - 1)
+        model = models.mlp(spec.input_shape, spec.classes, hidden=hidden, activation=self.activation)
+        return models.initialise(model, self.scheme, seed=seed)
+
+
+@dataclass(frozen=True)
 class Setting:
     """What the experiments have in common.
 
-    `network` makes a new network from `seed=`; `recipe` and `device` are how and where it is trained on `dataset`.
+    `network` makes a new network from `seed=`, and can be pickled: a `Chain`, or a function of a module. `recipe` and
+    `device` are how and where it is trained on `dataset`, a name in `DATASETS`.
     """
 
     network: Callable[..., nn.Module]
-    dataset: Dataset
+    dataset: str
     recipe: str = "fast"
     device: str = "auto"
 
-    @cached_property
+    @property
+    def images(self) -> Dataset:
+        """The data set."""
+        return _loaded(self.dataset)
+
+    @property
     def batches(self) -> Batches:
         """What SNIP and GraSP score on."""
-        return scoring_batches(self.dataset)
+        return _scored_on(self.dataset)
 
     def masks(
         self,
@@ -49,14 +76,24 @@ class Setting:
         batches: Batches | None = None,
     ) -> Masks:
         """Prune `model`; SynFlow scores the same weights without activations that saturate (see `linear_twin`)."""
-        options = {"input_shape": self.dataset.input_shape, "seed": seed, "batches": batches or self.batches}
+        options = {"input_shape": DATASETS[self.dataset].input_shape, "seed": seed, "batches": batches or self.batches}
         return prune(linear_twin(model) if method == "synflow" else model, method, compression, **options)
 
     def train(self, model: nn.Module, masks: Masks, seed: int, dataset: Dataset | None = None) -> History:
         """Train `model` in place on `dataset` (default: the setting's own)."""
-        dataset = dataset or self.dataset
+        dataset = dataset or self.images
         settings = recipe(self.recipe, dataset.spec.name, "mlp")
         return train(model, dataset, settings, masks, seed=seed, device=self.device)
+
+
+@lru_cache(maxsize=2)
+def _loaded(name: str) -> Dataset:
+    return data.load(name)
+
+
+@lru_cache(maxsize=2)
+def _scored_on(name: str) -> Batches:
+    return scoring_batches(_loaded(name))
 
 
 def linear_twin(model: nn.Module) -> nn.Module:
@@ -97,7 +134,7 @@ def _bring(model: nn.Module, masks: Masks, state: str) -> None:
 
 def spread(setting: Setting, model: nn.Module) -> dict[str, tuple[float, float, float, float]]:
     """Mean, deviation, least and largest singular value of the layers of `model`, and from its input to its output."""
-    layers = jacobians.layers(model, setting.dataset.input_shape)
+    layers = jacobians.layers(model, setting.images.input_shape)
     mean = layers["mean"].mean()
     variance = (layers["std"] ** 2 + layers["mean"] ** 2).mean() - mean**2
     values = jacobians.input_output(model, setting.batches[0][0][:IMAGES])
@@ -116,15 +153,22 @@ def trainability(
 
     Columns: `pruner`, `log10_compression`, `state`, `seed`, and those of a training's curve.
     """
+    parts = [
+        {"setting": setting, "method": method, "power": power, "seed": seed}
+        for method, power, seed in product(methods, log10_compressions, seeds)
+    ]
+    return pd.DataFrame(chain.from_iterable(pool.each(_both_curves, parts)))
+
+
+def _both_curves(setting: Setting, method: str, power: float, seed: int) -> list[dict]:
+    masks = setting.masks(setting.network(seed=seed), method, 10**power, seed)
     rows = []
-    for method, power, seed in product(methods, log10_compressions, seeds):
-        masks = setting.masks(setting.network(seed=seed), method, 10**power, seed)
-        for state in STATES:
-            model = setting.network(seed=seed)
-            _bring(model, masks, state)
-            about = {"pruner": method, "log10_compression": power, "state": state, "seed": seed}
-            rows += [about | row for row in setting.train(model, masks, seed).curve]
-    return pd.DataFrame(rows)
+    for state in STATES:
+        model = setting.network(seed=seed)
+        _bring(model, masks, state)
+        about = {"pruner": method, "log10_compression": power, "state": state, "seed": seed}
+        rows += [about | row for row in setting.train(model, masks, seed).curve]
+    return rows
 
 
 def two_theories(

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from itertools import product
 
+import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -22,12 +23,12 @@ def network(seed=0, activation=nn.Tanh):
 
 @pytest.fixture
 def setting():
-    return Setting(network, data.load("digits"), recipe="smoke", device="cpu")
+    return Setting(network, "digits", recipe="smoke", device="cpu")
 
 
 @pytest.fixture
 def trainings(monkeypatch):
-    """Every training of the test: its network at the start, its masks, its data set; nothing is trained."""
+    """Every training of the test, in this process, which trains nothing: start, masks, data set, recipe, options."""
     seen = []
 
     def train(model, dataset, recipe, masks, **options):
@@ -36,6 +37,7 @@ def trainings(monkeypatch):
         return module.History([{"epoch": 0, "train_loss": None, "test_accuracy": float(len(seen))}])
 
     monkeypatch.setattr(module, "train", train)
+    monkeypatch.setenv("SYNFLOW_PROCESSES", "1")
     return seen
 
 
@@ -131,8 +133,8 @@ def test_halves_are_two_whole_tasks_with_labels_from_zero():
 
 
 def test_a_mask_moves_to_every_task_and_is_trained_there(setting, trainings):
-    tasks = labels.halves(setting.dataset)
-    table = labels.transfer(setting, tasks, 1.0, [0])
+    tasks = labels.tasks("digits", "")
+    table = labels.transfer(setting, "", 1.0, [0])
     names = list(tasks)
     assert [tuple(row) for row in table[["source", "target"]].to_numpy()] == list(
         product([*names, "random labels"], names)
@@ -145,23 +147,33 @@ def test_a_mask_moves_to_every_task_and_is_trained_there(setting, trainings):
     assert masks[2].overlap(own) == 1
 
 
-def test_other_images_are_trained_by_their_own_recipe(setting, trainings):
-    other = replace(setting.dataset, spec=replace(setting.dataset.spec, name="cifar10"))
-    labels.transfer(replace(setting, recipe="fast"), {"digits": setting.dataset, "cifar10": other}, 1.0, [0])
+def other_images(monkeypatch, name, **changes):
+    """Let `name` be the digits with other words about them."""
+    digits = data.load("digits")
+    other = replace(digits, spec=replace(digits.spec, name=name, **changes))
+    monkeypatch.setattr(labels.data, "load", lambda asked: other if asked == name else digits)
+
+
+def test_other_images_are_trained_by_their_own_recipe(setting, trainings, monkeypatch):
+    labels.tasks.cache_clear()
+    other_images(monkeypatch, "cifar10")
+    labels.transfer(replace(setting, recipe="fast"), "cifar10", 1.0, [0])
+    labels.tasks.cache_clear()
     used = {dataset.spec.name: recipe for _, _, dataset, recipe, _ in trainings}
     assert used == {name: module.recipe("fast", name, "mlp") for name in ("digits", "cifar10")}
 
 
-def test_tasks_of_other_sizes_are_one_sentence_before_any_work(setting, trainings):
-    other = replace(setting.dataset, spec=replace(setting.dataset.spec, classes=100))
-    with pytest.raises(labels.InputError, match="digits 3x32x32 with 10 classes, other 3x32x32 with 100 classes"):
-        labels.transfer(setting, {"digits": setting.dataset, "other": other}, 1.0, [0])
+def test_tasks_of_other_sizes_are_one_sentence_before_any_work(setting, trainings, monkeypatch):
+    other_images(monkeypatch, "cifar100", classes=100)
+    with pytest.raises(labels.InputError, match="digits 3x32x32 with 10 classes, cifar100 3x32x32 with 100 classes"):
+        labels.transfer(setting, "cifar100", 1.0, [0])
     assert trainings == []
 
 
 def test_every_plan_ends_at_the_size_of_the_one_by_hand(setting, trainings):
     plans = sculpting.plans((3, 32, 32), 10)
-    table = sculpting.carved(setting, plans, [0], ["snip", "random"])
+    plans["own"] = lambda: nn.Sequential(nn.Flatten(), nn.Linear(3072, 10))
+    table = sculpting.carved(setting, {"own": plans["own"]}, [0], ["snip", "random"])
     assert table["network"].tolist() == ["by hand", *(name for name in list(plans)[1:] for _ in range(2))]
     assert table["after"].nunique() == 1 and table["after"][0] == table["before"][0]
     for name, plan in plans.items():
@@ -184,3 +196,16 @@ def test_both_theories_are_measured_on_the_pruned_network(setting):
     assert rows["isometry"].tolist() == isometry.deviations(model, masks)["rms"].tolist()
     totals = [float((weight.detach() * masks[name]).abs().sum()) for name, weight in prunable(model).items()]
     assert rows["conservation"].tolist() == pytest.approx([abs(t / (sum(totals) / 3) - 1) for t in totals])
+
+
+def test_processes_give_the_rows_of_one(monkeypatch):
+    """The experiments that train, in fresh processes and here."""
+    small = Setting(module.Chain("digits", 3, width=8), "digits", recipe="smoke", device="cpu")
+    found = []
+    for number in ("1", "2"):
+        monkeypatch.setenv("SYNFLOW_PROCESSES", number)
+        curves = module.trainability(small, ["snip"], [1.0], [0, 1]).drop(columns="seconds")
+        scored = labels.without_labels(small, [1.0], [0])
+        found.append((curves, scored, labels.transfer(small, "", 1.0, [0])))
+    for one, two in zip(*found, strict=True):
+        pd.testing.assert_frame_equal(one, two)
