@@ -5,6 +5,7 @@ with channels-last memory, 2,360 with bfloat16 as well.
 """
 
 import contextlib
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -135,6 +136,11 @@ def exact() -> Iterator[None]:
     """
     with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
         yield
+
+
+def runs_share_gpus() -> bool:
+    """Whether NVIDIA's Multi-Process Service is there, without which processes on one GPU take turns."""
+    return (Path(os.environ.get("CUDA_MPS_PIPE_DIRECTORY", "/tmp/nvidia-mps")) / "control").exists()
 
 
 @contextmanager

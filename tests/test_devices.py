@@ -71,6 +71,14 @@ def test_seeded_puts_the_global_state_back_after_an_error():
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_scores_are_computed_in_full_and_in_one_order_for_the_block():
+    cudnn = torch.backends.cudnn
+    before = cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark
+    with devices.exact():
+        assert (cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark) == (False, True, False)
+    assert (cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark) == before
+
+
 def test_threads_holds_for_the_block():
     before = torch.get_num_threads()
     with devices.threads(before + 1):

@@ -5,6 +5,7 @@ also not by two drivers on one folder of records; what another driver leaves unf
 lets the runs in progress save themselves first.
 """
 
+import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,6 +25,8 @@ from synflow_lib.benchmark.worker import attempt
 from synflow_lib.devices import Speed
 from synflow_lib.errors import InputError, lookup
 from synflow_lib.training.checkpoint import STOP
+
+log = logging.getLogger(__name__)
 
 LOOK_EVERY = 0.5  # seconds between two looks at what another driver is doing
 
@@ -164,6 +167,11 @@ def processes(means: Means, number: int, progress: Progress) -> Iterator[Serve]:
     places = [means.device] * workers
     if device.type == "cuda":
         places = [f"cuda:{(device.index + i) % torch.cuda.device_count()}" for i in range(workers)]
+        if len(set(places)) < workers and not devices.runs_share_gpus():
+            log.warning(
+                "runs that share a GPU take turns and gain little without NVIDIA's Multi-Process Service: "
+                "`nvidia-cuda-mps-control -d` starts it"
+            )
     progress.hours_of(means.device, means.threads, workers / len(set(places)))
     yield lambda runs, report: side_by_side(runs, places[: len(runs)], means.threads, means.speed, report)
 

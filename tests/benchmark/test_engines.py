@@ -108,19 +108,26 @@ def test_workers_default_to_the_cores_that_may_be_used():
     assert default_workers(torch.device("mps")) == 1
 
 
-def test_runs_share_gpus_which_take_turns(runs, monkeypatch):
+def test_runs_share_gpus_which_take_turns(runs, monkeypatch, caplog, tmp_path):
     asked = []
+    monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", str(tmp_path))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(engines, "side_by_side", lambda runs, places, *_: asked.append(places))
     progress = Progress(4, 0, shown=False)
     with engines.processes(Means(device="cuda:0", runs_per_gpu=3), 99, progress) as serve:
         serve(runs * 3, pytest.fail)
     assert asked == [["cuda:0", "cuda:1"] * 3]
+    (told,) = caplog.messages
+    assert "without NVIDIA's Multi-Process Service: `nvidia-cuda-mps-control -d`" in told
+    (tmp_path / "control").touch()  # it is there now
+    with engines.processes(Means(device="cuda:0", runs_per_gpu=3), 99, progress):
+        pass
     progress({"key": "a", "status": "done", "seconds": 3600})
     assert progress.forecast().startswith("0.33 GPU-hours")
     with engines.processes(Means(device="cuda:1", workers=2), 99, progress) as serve:
         serve(runs[:1], pytest.fail)
     assert asked[1:] == [["cuda:1"]]
+    assert caplog.messages == [told]
 
 
 class Other:

@@ -135,6 +135,14 @@ def test_an_epoch_visits_every_image_once(dataset: data.Dataset, generator: torc
     assert torch.equal(labels, dataset.train_labels[place])
 
 
+def test_an_image_is_shifted_by_no_more_than_it_is_asked_to(generator: torch.Generator) -> None:
+    images = torch.full((200, 3, 8, 8), 255, dtype=torch.uint8)
+    for padding in (0, 1, 3):
+        moved = data.crop_flip(images, generator, padding, flip=False)
+        borders = (moved[:, 0] == 0).all(2).sum(1), (moved[:, 0] == 0).all(1).sum(1)  # rows and columns of zeros
+        assert [int(border.max()) for border in borders] == [padding, padding]
+
+
 def test_the_seed_decides_the_epoch_and_epochs_differ(dataset: data.Dataset) -> None:
     def epoch(generator: torch.Generator) -> torch.Tensor:
         return torch.cat([images for images, _ in data.train_batches(dataset, 5, generator)])

@@ -106,6 +106,6 @@ def test_the_optimiser_that_the_authors_saved_had_132_entries_of_34_tensors():
 
 def test_settings_that_came_later_are_left_out_where_they_are_not_used():
     """Records made before must still be found."""
-    assert not {"updates", "identity_scales"} & set(recipe("described", "cifar10", "resnet18").settings())
+    assert not {"updates", "identity_scales", "crop"} & set(recipe("described", "cifar10", "resnet18").settings())
     settings = recipe("published", "cifar10", "resnet18").settings()
     assert settings["updates"][0] == ["*.scale", 3] and settings["identity_scales"] is True

@@ -175,3 +175,12 @@ def test_compiling_changes_nothing_but_rounding(toy_data):
     for ours, theirs in zip(weights(plain), weights(compiled), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
     assert curves[0][-1]["test_loss"] == pytest.approx(curves[1][-1]["test_loss"], rel=1e-6)
+
+
+def test_images_are_shifted_as_far_as_the_recipe_says(toy_data, monkeypatch):
+    asked = []
+    plain = data.train_batches
+    monkeypatch.setattr(data, "train_batches", lambda *a: asked.append(a[3:]) or plain(*a))
+    train(mlp(), toy_data, replace(RECIPE, epochs=1, crop=2), device="cpu")
+    assert asked == [(True, 2)]
+    assert replace(RECIPE, crop=2).settings()["crop"] == 2
