@@ -209,3 +209,22 @@ def test_scores_that_a_saliency_keeps_are_not_changed():
     masks = prune(model, lambda *_, **__: kept, 4, iterations=3, invert=True)
     assert torch.equal(kept["weight"], torch.arange(12.0).view(3, 4))
     assert torch.equal(masks["weight"].flatten().nonzero().flatten(), torch.arange(3))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("method", ["synflow", "magnitude", "random"])
+def test_a_gpu_finds_the_masks_of_a_cpu_in_double_precision(method):
+    """In single, rounding decides, on either."""
+    model = models.build("vgg11", "cifar10", width=0.25).double()
+    here = prune(model, method, 1000, input_shape=(3, 32, 32))
+    there = prune(model.cuda(), method, 1000, input_shape=(3, 32, 32))
+    assert all(torch.equal(mask, there[name].cpu()) for name, mask in here.items())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("method", ["snip", "grasp", "synflow"])
+def test_a_gpu_finds_the_same_masks_each_time(method):
+    model = models.build("vgg11", "cifar10", width=0.25).cuda()
+    images = [(torch.randn(64, 3, 32, 32), torch.arange(64) % 10)]
+    one, two = (prune(model, method, 100, input_shape=(3, 32, 32), batches=images) for _ in range(2))
+    assert one.overlap(two) == 1
