@@ -36,7 +36,7 @@ class Sample:
     @staticmethod
     def of(device: torch.device) -> "Sample":
         """What tells enough on `device`."""
-        return Sample() if device.type == "cpu" else Sample(batch=None, steps=100, test=10_000, scoring=None)
+        return Sample() if device.type == "cpu" else Sample(batch=None, steps=50, test=4_000, scoring=None)
 
 
 @dataclass(frozen=True)
@@ -152,10 +152,10 @@ def network(run: Run) -> torch.nn.Module:
 def random_images(name: str, train_size: int, test_size: int, device: torch.device) -> Dataset:
     """A data set of the shape of `name` with random images and labels, so few of them as are timed."""
     spec = DATASETS[name]
-    generator = torch.Generator().manual_seed(0)
+    random = {"generator": torch.Generator(device).manual_seed(0), "device": device}
 
     def part(size: int) -> tuple[torch.Tensor, torch.Tensor]:
-        images = torch.randint(256, (size, *spec.input_shape), dtype=torch.uint8, generator=generator)
-        return images, torch.randint(spec.classes, (size,), generator=generator)
+        images = torch.randint(256, (size, *spec.input_shape), dtype=torch.uint8, **random)
+        return images, torch.randint(spec.classes, (size,), **random)
 
-    return Dataset(spec, *part(train_size), *part(test_size), fingerprint="", official=False).to(device)
+    return Dataset(spec, *part(train_size), *part(test_size), fingerprint="", official=False)
