@@ -69,8 +69,8 @@ def record(step: Step, model: nn.Module, images: Tensor, labels: Tensor) -> tupl
         except RuntimeError as error:
             reason = f"{error}".partition("\n")[0]
             raise InputError(
-                f"the training step of this network cannot be a CUDA graph ({reason}): switch graphs off, in "
-                "Speed(graphs=False) or by --without graphs"
+                f"the training step of this network cannot be a CUDA graph ({reason}): switch graphs off, by "
+                "speed=replace(Speed.auto(device), graphs=False) or by --without graphs"
             ) from error
     for buffer, value in kept:
         buffer.copy_(value)
