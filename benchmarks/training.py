@@ -7,9 +7,9 @@
 
 The plain side is what most people would write: a DataLoader with 4 workers, torchvision's transforms on PIL images,
 float32, the mask multiplied into the weight in every forward pass, `torch.optim.SGD`, `loss.item()` after each step.
-Ours is `training.train` itself with `Speed.auto`, but for the compact network, which has a row of its own. Both train
-the same network with the same SynFlow masks, at a learning rate of 0, which does all the work of a step and leaves the
-arithmetic what it is.
+Ours is `training.train` itself with `Speed.auto`, but for the compact network, which has a row of its own; another,
+"eager", can show it without CUDA graphs. Both train the same network with the same SynFlow masks, at a learning rate of
+0, which does all the work of a step and leaves the arithmetic what it is.
 
 Each side is a process with one thread. They take turns of some steps, so that all meet the same state of the machine;
 the first turn warms up. Images per second are those of the median turn, and of the fastest; ratios are of medians.
@@ -245,7 +245,10 @@ def serve(arguments: argparse.Namespace) -> None:
     if side == "plain":
         serve_plain(network, masks, dataset, recipe, device)
     else:
-        serve_ours(network, masks.to(device), dataset, recipe, device, our_speed(device, arguments.compile))
+        speed = our_speed(device, arguments.compile)
+        serve_ours(
+            network, masks.to(device), dataset, recipe, device, replace(speed, graphs=speed.graphs and side != "eager")
+        )
 
 
 def turn_recipe(arguments: argparse.Namespace, name: str) -> Recipe:
@@ -335,6 +338,8 @@ def measure(
     if arguments.compact:
         smaller = compact(network, masks, shape)
         about["compact"] = {"flops": training.flops(smaller.model, shape), "share": smaller.share, "runs": 1}
+    if arguments.eager:
+        about["eager"] = full
     if arguments.runs_at_once > 1:
         about[f"ours x{arguments.runs_at_once}"] = {**full, "runs": arguments.runs_at_once}
     rates: list[float] = []
@@ -412,6 +417,7 @@ def main() -> None:
     parser.add_argument("--width", type=float, default=1.0, help="factor for the channels of every layer")
     parser.add_argument("--runs-at-once", type=int, default=1, help="a row for so many of ours beside each other")
     parser.add_argument("--compact", action="store_true", help="a row for the compact network that the masks leave")
+    parser.add_argument("--eager", action="store_true", help="a row for ours without CUDA graphs")
     parser.add_argument("--compile", action="store_true", help="torch.compile on our side")
     parser.add_argument("--evaluate", action="store_true", help="a turn also tests a fifth as many images")
     parser.add_argument("--json", action="store_true", help="print a JSON object a row instead of the table")

@@ -134,8 +134,8 @@ def test_a_row_counts_the_median_turn_after_the_warm_up(benchmark_training):
 
 def test_training_runs(rows):
     options = ("--models", "vgg11", "--width", "0.06", "--batch-size", "4", "--steps", "1", "--turns", "1")
-    plain, ours, compact = rows("training", *options, "--compact", "--evaluate")
-    assert [row["side"] for row in (plain, ours, compact)] == ["plain", "ours", "compact"]
+    plain, ours, compact, eager = rows("training", *options, "--compact", "--eager", "--evaluate")
+    assert [row["side"] for row in (plain, ours, compact, eager)] == ["plain", "ours", "compact", "eager"]
     assert plain["ratio"] == 1 and min(row["images_per_second"] for row in (plain, ours, compact)) > 0
     assert compact["share"] < 1 == ours["share"]
 
