@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
-from itertools import product
+from itertools import chain, product
 
 import pandas as pd
 
@@ -25,20 +25,20 @@ def without_labels(setting: Setting, log10_compressions: Iterable[float], seeds:
     Columns: `log10_compression`, `score`, `seed`, `shared` (the overlap with the supervised mask) and `accuracy` (of
     the last epoch).
     """
-    parts = [
-        {"setting": setting, "power": power, "seed": seed, "score": score}
-        for power, seed, score in product(log10_compressions, seeds, [*LOSSES, "synflow"])
-    ]
-    return pd.DataFrame(pool.each(_scored_by, parts))
+    parts = [{"setting": setting, "power": power, "seed": seed} for power, seed in product(log10_compressions, seeds)]
+    return pd.DataFrame(chain.from_iterable(pool.each(_by_every_score, parts)))
 
 
-def _scored_by(setting: Setting, power: float, seed: int, score: str) -> dict:
-    model = setting.network(seed=seed)
-    masks = setting.masks(model, partial(snip, loss=score) if score in LOSSES else score, 10**power, seed)
-    shared = setting.masks(model, "snip", 10**power, seed).overlap(masks)
-    approximate_isometry(model, masks)
-    accuracy = setting.train(model, masks, seed).accuracy_last
-    return {"log10_compression": power, "score": score, "seed": seed, "shared": shared, "accuracy": accuracy}
+def _by_every_score(setting: Setting, power: float, seed: int) -> list[dict]:
+    supervised = setting.masks(setting.network(seed=seed), "snip", 10**power, seed)
+    rows = []
+    for score in (*LOSSES, "synflow"):
+        model = setting.network(seed=seed)
+        masks = setting.masks(model, partial(snip, loss=score) if score in LOSSES else score, 10**power, seed)
+        about = {"log10_compression": power, "score": score, "seed": seed, "shared": supervised.overlap(masks)}
+        approximate_isometry(model, masks)
+        rows.append(about | {"accuracy": setting.train(model, masks, seed).accuracy_last})
+    return rows
 
 
 @lru_cache(maxsize=2)
