@@ -1,8 +1,8 @@
 """A training step as a CUDA graph: its kernels are recorded once and then started together.
 
-A small network computes faster than Python can launch its kernels: a step of VGG-11 has about two hundred. Replaying a
-graph costs one launch. What is recorded is everything from a batch to the masked gradients; the optimiser's step stays
-outside, so that its learning rate may change.
+A small network computes faster than Python can launch its kernels, one by one. Replaying a graph costs one launch. What
+is recorded is everything from a batch to the masked gradients; the optimiser's step stays outside, so that its learning
+rate may change.
 """
 
 from collections.abc import Callable
