@@ -5,6 +5,7 @@ with channels-last memory, 2,360 with bfloat16 as well.
 """
 
 import contextlib
+import ctypes
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -21,6 +22,9 @@ try:
     import resource
 except ImportError:  # Windows has no such module
     resource = None
+
+# mallopt(3): M_MMAP_MAX, no piece outside the heap, and M_TRIM_THRESHOLD, never give back the end of the heap.
+KEEP = {-4: 0, -1: -1}
 
 
 def resolve(name: str | torch.device = "auto") -> torch.device:
@@ -157,12 +161,31 @@ def threads(number: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def keep_freed_memory() -> bool:
+    """Let this process keep the memory that it frees, for its next tensors; whether it can (Linux with glibc).
+
+    glibc gives large pieces back to the system, at some moments of a training at every step, and then the system hands
+    them out again page by page, filled with zeros: up to a third of the time of small networks, see
+    `benchmarks/allocator.py`. It is a setting of the whole process; `forget_peak_memory` gives back what is free.
+    """
+    libc = _glibc()
+    return libc is not None and all(libc.mallopt(option, value) for option, value in KEEP.items())
+
+
 def forget_peak_memory(device: torch.device) -> None:
     """Start to measure the peak anew, where the system can: on CUDA, and on Linux for the process."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
+    if (libc := _glibc()) is not None:
+        libc.malloc_trim(0)
     with contextlib.suppress(OSError):  # elsewhere the peak stays that of the whole process, an upper bound
         Path("/proc/self/clear_refs").write_text("5")
+
+
+def _glibc() -> ctypes.CDLL | None:
+    """The C library of this process, where it is glibc."""
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    return libc if hasattr(libc, "gnu_get_libc_version") else None
 
 
 def peak_memory(device: torch.device) -> int | None:

@@ -4,6 +4,7 @@ import copy
 import importlib.util
 import json
 import math
+import platform
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -164,3 +165,13 @@ def test_the_comparison_of_two_sets_of_accuracies():
     assert row["p"] == pytest.approx(0.2209, abs=2e-3)
     assert row["interval"][0] < -2 < 0 < row["interval"][1]
     assert compared([5.0, 5.0], [5.0, 5.0])["p"] == 1 and compared([5.0, 5.0], [4.0, 4.0])["p"] == 0
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
+def test_what_the_allocator_costs_is_printed_for_both_sides(monkeypatch, capsys):
+    options = ["--steps", "1", "--turns", "1", "--width", "0.1", "--recipes", "published"]
+    monkeypatch.setattr(sys, "argv", ["allocator.py", *options])
+    script("allocator").main()
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
+    assert [line[:2] for line in lines] == [["published", "default"], ["published", "kept"]]
+    assert all(float(line[2]) > 0 for line in lines) and lines[0][-1] == "1.00x"

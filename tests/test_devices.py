@@ -1,3 +1,4 @@
+import platform
 import subprocess
 import sys
 
@@ -99,6 +100,32 @@ def test_peak_memory_sees_a_large_tensor():
     """
     answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert int(answer.stdout) >= 32 * 2**20
+
+
+@pytest.mark.skipif(sys.platform != "linux" or platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
+def test_freed_memory_is_kept_for_the_next_tensor_and_given_back_when_the_peak_is_forgotten():
+    script = """if True:
+        import resource, torch
+        from synflow_lib import devices
+        def faults():
+            return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        def resident():
+            return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
+        assert devices.keep_freed_memory()
+        for _ in range(30):  # until the heap has found its form
+            torch.ones(2**24)  # 64 MiB
+        before = faults()
+        for _ in range(10):
+            torch.ones(2**24)
+        kept = resident()
+        print(faults() - before)
+        devices.forget_peak_memory(torch.device("cpu"))
+        print(kept - resident())
+    """
+    answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    faults, given_back = map(int, answer.stdout.split())
+    assert faults < 10 * 16  # 64 MiB are 16,384 pages
+    assert given_back >= 32 * 2**20
 
 
 def test_compiling_is_asked_for():

@@ -10,6 +10,7 @@ import sys
 import threading
 from typing import Any, TextIO
 
+from synflow_lib import devices
 from synflow_lib.benchmark import records
 from synflow_lib.benchmark.claims import Elsewhere
 from synflow_lib.benchmark.grid import Run
@@ -24,8 +25,10 @@ def attempt(
     """Do one run; return its key and status, with a sentence under "error" where it could not even be recorded.
 
     "elsewhere": another process is doing it; "stopped": STOP is set, a checkpoint is kept where one was due. What was
-    done here and now has "seconds", the time that it took. Exceptions of the types `through` are raised.
+    done here and now has "seconds", the time that it took. Exceptions of the types `through` are raised. From then on
+    this process keeps the memory that it frees.
     """
+    devices.keep_freed_memory()
     if STOP.is_set():
         return {"key": spec.key, "status": "stopped"}
     try:

@@ -7,6 +7,7 @@ from dataclasses import asdict
 import pytest
 from benchmark.drivers import wait_for
 
+from synflow_lib import devices
 from synflow_lib.benchmark import claims, records
 from synflow_lib.benchmark.worker import attempt
 from synflow_lib.errors import InputError
@@ -20,6 +21,12 @@ def test_attempt_tells_the_status(quick):
     seconds = record["prune_seconds"] + record["train_seconds"]
     assert answer == {"key": quick.key, "status": "done", "seconds": seconds} and seconds > 0
     assert attempt(quick, "cpu", 1) == {"key": quick.key, "status": "done"}  # now it took nothing
+
+
+def test_whoever_does_a_run_keeps_the_memory_it_frees(quick, monkeypatch):
+    asked = []
+    monkeypatch.setattr(devices, "keep_freed_memory", lambda: asked.append(records.read(quick.key)))
+    assert attempt(quick, "cpu", 1)["status"] == "done" and asked == [None]  # once, before the run
 
 
 def test_what_another_process_does_is_elsewhere(quick):
