@@ -59,18 +59,8 @@ def main() -> None:
 
 def elsewhere(side: str, name: str, steps: int, width: float) -> dict[str, float]:
     """`measured`, in a process of its own."""
-    command = [
-        sys.executable,
-        __file__,
-        "--side",
-        side,
-        "--recipes",
-        name,
-        "--steps",
-        f"{steps}",
-        "--width",
-        f"{width}",
-    ]
+    options = ["--side", side, "--recipes", name, "--steps", f"{steps}", "--width", f"{width}"]
+    command = [sys.executable, __file__, *options]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, __file__, *options], check=True, stdout=subprocess.PIPE, text=True, env=environment
