@@ -62,9 +62,7 @@ def elsewhere(side: str, name: str, steps: int, width: float) -> dict[str, float
     options = ["--side", side, "--recipes", name, "--steps", f"{steps}", "--width", f"{width}"]
     command = [sys.executable, __file__, *options]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, __file__, *options], check=True, stdout=subprocess.PIPE, text=True, env=environment
-    )
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
     return json.loads(done.stdout)
 
 
