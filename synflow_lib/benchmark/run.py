@@ -53,7 +53,8 @@ def run(spec: Run, device: str | torch.device = "auto", speed: Speed | None = No
 
 def recorded(spec: Run, device: torch.device, speed: Speed, threads: int) -> dict[str, Any]:
     """Do the run and write its record, whatever comes of it; its checkpoints go when there is a result."""
-    head = {**asdict(spec), "key": spec.key}
+    # The revision as the run begins: files may change while it trains, what it computes does not.
+    head = {**asdict(spec), "key": spec.key, "git_revision": provenance.revision()}
     try:
         with devices.threads(threads):
             results = execute(spec, device, speed)
@@ -294,7 +295,6 @@ def circumstances(device: torch.device, speed: Speed, threads: int) -> dict[str,
     """Where and with what a record was made."""
     return {
         "versions": provenance.versions(),
-        "git_revision": provenance.revision(),
         "device": str(device),
         "device_name": provenance.device_name(str(device)),
         "threads": threads,

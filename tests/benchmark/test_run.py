@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from synflow_lib import data, models, paths
+from synflow_lib import data, models, paths, provenance
 from synflow_lib.benchmark import Run, claims, records, run
 from synflow_lib.benchmark.run import NEW_WEIGHTS, execute, loaded, pruned, surviving
 from synflow_lib.devices import Speed
@@ -399,3 +399,15 @@ def test_an_interval_that_is_none_is_refused_before_any_work(wrong, quick, monke
     with pytest.raises(InputError, match="must be a number of seconds"):
         run(quick, device="cpu")
     assert records.read(quick.key) is None
+
+
+def test_a_record_names_the_revision_at_which_the_run_began(quick, monkeypatch):
+    before = module.execute
+
+    def meanwhile_committed(*arguments):
+        monkeypatch.setattr(provenance, "revision", lambda: "after")
+        return before(*arguments)
+
+    monkeypatch.setattr(provenance, "revision", lambda: "before")
+    monkeypatch.setattr(module, "execute", meanwhile_committed)
+    assert run(quick, "cpu")["git_revision"] == "before"
