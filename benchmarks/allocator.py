@@ -5,7 +5,8 @@
 trains VGG-11, pruned by SynFlow at compression 100, as a run of the benchmark does (the compact network; random images
 in the shape of CIFAR-10), each side in processes of its own that take turns: "default", glibc as it is, and "kept",
 after `devices.keep_freed_memory()`, as the engines do it. It prints the CPU time of a step, the system's share of it,
-the page faults of a step and the ratio. Times are of the process, so other work on the machine matters little.
+the page faults of a step and the ratio; it ends where the losses differ in one bit. Times are of the process, so other
+work on the machine matters little.
 """
 
 import argparse
@@ -17,11 +18,8 @@ import subprocess
 import sys
 from dataclasses import replace
 
-import torch
-
 from synflow_lib import devices, models, pruning
-from synflow_lib.data import DATASETS
-from synflow_lib.data.store import Dataset
+from synflow_lib.benchmark.measurement import random_images
 from synflow_lib.devices import Speed
 from synflow_lib.training import recipe, train
 
@@ -47,6 +45,8 @@ def main() -> None:
         for _ in range(arguments.turns):
             for side in SIDES:
                 turns[side].append(elsewhere(side, name, arguments.steps, arguments.width))
+        if len({turn["loss"] for found in turns.values() for turn in found}) > 1:
+            sys.exit(f"{name}: the sides did not train alike, so there is nothing to compare")
         first = None
         for side, found in turns.items():
             median = {key: statistics.median(turn[key] for turn in found) for key in found[0]}
@@ -67,7 +67,7 @@ def elsewhere(side: str, name: str, steps: int, width: float) -> dict[str, float
 
 
 def measured(side: str, name: str, steps: int, width: float) -> dict[str, float]:
-    """CPU seconds, system seconds and page faults of a training step in this process, and its peak memory.
+    """CPU seconds, system seconds and page faults of a training step here, peak memory and the last epoch's loss.
 
     What happens before the training is what happens before it in a run; its first epoch is not counted.
     """
@@ -76,7 +76,7 @@ def measured(side: str, name: str, steps: int, width: float) -> dict[str, float]
     dataset, model = NETWORK
     cpu = devices.resolve("cpu")
     network = models.build(model, dataset, width=width)
-    images = pictures(dataset)
+    images = random_images(dataset, 50_000, 256, cpu)
     masks = pruning.prune(network, "synflow", compression=100, input_shape=images.input_shape)
     small = pruning.compact(network, masks, input_shape=images.input_shape)
     seen = {}
@@ -86,19 +86,10 @@ def measured(side: str, name: str, steps: int, width: float) -> dict[str, float]
         seen[epoch] = {"cpu": used.ru_utime + used.ru_stime, "system": used.ru_stime, "faults": used.ru_minflt}
 
     settings = replace(recipe(name, dataset, model), epochs=3, max_steps=steps)
-    train(small.model, images, settings, small.masks, device=cpu, on_epoch=look, speed=Speed.auto(cpu))
+    how = {"device": cpu, "on_epoch": look, "speed": Speed.auto(cpu)}
+    history = train(small.model, images, settings, small.masks, **how)
     per_step = {key: (seen[3][key] - seen[1][key]) / (2 * steps) for key in seen[1]}
-    return {**per_step, "peak": devices.peak_memory(cpu)}
-
-
-def pictures(name: str) -> Dataset:
-    """Random images in the shape of the data set, 256 of them to test on: what they show takes no time."""
-    spec = DATASETS[name]
-    made = {}
-    for part, count in {"train": 50_000, "test": 256}.items():
-        made[f"{part}_images"] = torch.randint(256, (count, *spec.input_shape), dtype=torch.uint8)
-        made[f"{part}_labels"] = torch.randint(spec.classes, (count,))
-    return Dataset(spec, **made, fingerprint="", official=False, remark="random images")
+    return {**per_step, "peak": devices.peak_memory(cpu), "loss": history.curve[-1]["train_loss"]}
 
 
 if __name__ == "__main__":

@@ -45,6 +45,7 @@ from torch.utils.data import DataLoader, RandomSampler, default_collate
 
 import synflow_lib as sf
 from synflow_lib import devices, paths, provenance, training
+from synflow_lib.benchmark.measurement import random_images
 from synflow_lib.data import DATASETS, Dataset
 from synflow_lib.devices import Speed
 from synflow_lib.pruning import Masks, compact
@@ -222,13 +223,7 @@ def images_of(name: str, steps: int, batch_size: int, evaluate: bool) -> tuple[D
         if steps * batch_size > len(real.train_labels):
             sys.exit(f"a turn of {steps} x {batch_size} images is more than the {len(real.train_labels):,} of {name}")
         return replace(real, test_images=real.test_images[:tested], test_labels=real.test_labels[:tested]), True
-    spec, generator = DATASETS[name], torch.Generator().manual_seed(0)
-    tensors = {}
-    for part, count in (("train", steps * batch_size), ("test", tested)):
-        shape = (count, *spec.input_shape)
-        tensors[f"{part}_images"] = torch.randint(256, shape, generator=generator, dtype=torch.uint8)
-        tensors[f"{part}_labels"] = torch.randint(spec.classes, (count,), generator=generator)
-    return Dataset(spec, **tensors, fingerprint="", official=False, remark="random images"), False
+    return random_images(name, steps * batch_size, tested, torch.device("cpu")), False
 
 
 def serve(arguments: argparse.Namespace) -> None:

@@ -25,15 +25,15 @@ def attempt(
     """Do one run; return its key and status, with a sentence under "error" where it could not even be recorded.
 
     "elsewhere": another process is doing it; "stopped": STOP is set, a checkpoint is kept where one was due. What was
-    done here and now has "seconds", the time that it took. Exceptions of the types `through` are raised. From then on
-    this process keeps the memory that it frees.
+    done here and now has "seconds", the time that it took. Exceptions of the types `through` are raised. A process that
+    has done a run keeps the memory that it frees.
     """
-    devices.keep_freed_memory()
     if STOP.is_set():
         return {"key": spec.key, "status": "stopped"}
     try:
         if (record := records.find(spec)) is not None:
             return {"key": spec.key, "status": record["status"]}
+        devices.keep_freed_memory()
         record = run(spec, device=device, speed=speed, threads=threads)
         seconds = record.get("prune_seconds", 0) + record.get("train_seconds", 0)
         return {"key": spec.key, "status": record["status"], "seconds": seconds}
