@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -74,7 +74,7 @@ def recorded(spec: Run, device: torch.device, speed: Speed, threads: int) -> dic
 def execute(spec: Run, device: torch.device, speed: Speed) -> dict[str, Any]:
     """Do the run, or the rest of it, and return its results; records are neither looked at nor written."""
     devices.forget_peak_memory(device)
-    dataset = loaded(spec.dataset, device)
+    dataset = data.load_once(spec.dataset, device)
     settings = recipe(spec.recipe, spec.dataset, spec.model)
     model = models.build(spec.model, spec.dataset, width=spec.width, seed=spec.seed).to(device)
     scales_early = settings.identity_scales and spec.cycles > 0
@@ -209,15 +209,9 @@ def pace(history: History, settings: Recipe, dataset: "data.Dataset") -> dict[st
     return {"train_seconds": seconds, "epoch_seconds": round(epoch, 4), "images_per_second": round(images / epoch, 1)}
 
 
-@lru_cache(maxsize=2)
-def loaded(name: str, device: torch.device) -> "data.Dataset":
-    """The data set on the device, kept from run to spec."""
-    return data.load(name, device=device)
-
-
 def scored_on(spec: Run, dataset: "data.Dataset") -> "data.Dataset":
     """The data set that snip and grasp score on: `spec.source`, or the one that is trained on."""
-    return loaded(spec.source, dataset.train_images.device) if spec.source else dataset
+    return data.load_once(spec.source, dataset.train_images.device) if spec.source else dataset
 
 
 def saliency(spec: Run) -> Callable[..., dict[str, Tensor]]:

@@ -1,6 +1,7 @@
 """Find a data set by its name: read and verify its file, and make that file first where there is none."""
 
 import shutil
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -28,6 +29,11 @@ def load(name: str, device: torch.device | str = "cpu", download: bool = True) -
             raise InputError(f"{paths.shown(path)} is absent and downloading is off; run `synflow data {name}`")
         _make(spec, path)
     return store.read(path, spec).to(device)
+
+
+def load_once(name: str, device: torch.device | str = "cpu") -> Dataset:
+    """`load`, but this process keeps the last two data sets and gives them out again; nobody may change them."""
+    return _kept(name, devices.resolve(device), paths.data())
 
 
 def prepare(name: str, url: str | None = None) -> Path:
@@ -59,6 +65,12 @@ def describe(name: str) -> str:
         f"{shape} in {spec.classes} classes, {path.stat().st_size / 1e6:.0f} MB, sha256 {dataset.fingerprint[:16]}, "
         f"{verdict}{f' ({dataset.remark})' if dataset.remark else ''}"
     )
+
+
+@lru_cache(maxsize=2)
+def _kept(name: str, device: torch.device, folder: Path) -> Dataset:
+    """By its folder too, for that can be set anew."""
+    return load(name, device)
 
 
 def _find(name: str) -> tuple[DatasetSpec, Path]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from functools import lru_cache, partial
+from functools import partial
 from itertools import chain, product
 
 import pandas as pd
@@ -41,15 +41,14 @@ def _by_every_score(setting: Setting, power: float, seed: int) -> list[dict]:
     return rows
 
 
-@lru_cache(maxsize=2)
 def tasks(dataset: str, other: str) -> dict[str, Dataset]:
     """Two tasks: the images of two data sets, or the `halves` of one where `other` is "".
 
     Raises InputError for data sets of different sizes, which one network cannot both learn.
     """
     if not other:
-        return halves(data.load(dataset))
-    found = {name: data.load(name) for name in (dataset, other)}
+        return halves(data.load_once(dataset))
+    found = {name: data.load_once(name) for name in (dataset, other)}
     kinds = {name: (*task.input_shape, task.classes) for name, task in found.items()}
     if len(set(kinds.values())) > 1:
         told = ", ".join(f"{name} {'x'.join(map(str, k[:3]))} with {k[3]} classes" for name, k in kinds.items())

@@ -60,7 +60,7 @@ class Setting:
     @property
     def images(self) -> Dataset:
         """The data set."""
-        return _loaded(self.dataset)
+        return data.load_once(self.dataset)
 
     @property
     def batches(self) -> Batches:
@@ -87,13 +87,8 @@ class Setting:
 
 
 @lru_cache(maxsize=2)
-def _loaded(name: str) -> Dataset:
-    return data.load(name)
-
-
-@lru_cache(maxsize=2)
 def _scored_on(name: str) -> Batches:
-    return scoring_batches(_loaded(name))
+    return scoring_batches(data.load_once(name))
 
 
 def linear_twin(model: nn.Module) -> nn.Module:

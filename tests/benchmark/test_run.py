@@ -8,7 +8,7 @@ import torch
 
 from synflow_lib import data, models, paths, provenance
 from synflow_lib.benchmark import Run, claims, records, run
-from synflow_lib.benchmark.run import NEW_WEIGHTS, execute, loaded, pruned, surviving
+from synflow_lib.benchmark.run import NEW_WEIGHTS, execute, pruned, surviving
 from synflow_lib.devices import Speed
 from synflow_lib.errors import InputError
 from synflow_lib.pruning import LOSSES, SALIENCIES, Masks, apply_masks, prune
@@ -215,7 +215,7 @@ def test_weights_that_diverged_are_not_repaired(quick, monkeypatch):
 
 @pytest.mark.parametrize("pruner", ["snip", "grasp"])
 def test_the_loss_reaches_the_scores(pruner, quick):
-    dataset, model = loaded("digits", CPU), models.build("mlp", "digits", width=0.25)
+    dataset, model = data.load_once("digits"), models.build("mlp", "digits", width=0.25)
     spec = replace(quick, pruner=pruner)
     batches = data.scoring_batches(dataset, seed=spec.seed)
     for loss in LOSSES:
@@ -227,10 +227,10 @@ def test_the_loss_reaches_the_scores(pruner, quick):
 
 @pytest.mark.parametrize("cycles", [0, 1])
 def test_the_source_is_what_is_scored_on_and_nothing_else(cycles, quick, monkeypatch, trainings):
-    digits = loaded("digits", CPU)
+    digits = data.load_once("digits")
     other = replace(digits, train_images=digits.train_images.flip(0, 3), fingerprint="other")
     known = {"digits": digits, "cifar10": other}
-    monkeypatch.setattr(module, "loaded", lambda name, device: known[name])
+    monkeypatch.setattr(data, "load_once", lambda name, device: known[name])
     scored = []
     original = data.scoring_batches
     monkeypatch.setattr(data, "scoring_batches", lambda d, **k: scored.append(d) or original(d, **k))
@@ -256,7 +256,7 @@ def test_methods_that_need_data_score_on_the_training_set(pruner, quick, monkeyp
 
 
 def test_options_reach_the_pruning(quick):
-    dataset = loaded("digits", CPU)
+    dataset = data.load_once("digits")
     model = models.build("mlp", "digits", width=0.25)
     plain = pruned(quick, model, dataset)
     by_layer = pruned(replace(quick, scope="layer"), model, dataset)

@@ -49,6 +49,13 @@ def test_a_set_is_made_once_and_leaves_only_its_file(folder: Path, toy: list[Pat
     assert [file.name for file in folder.glob("*.*")] == ["toy.safetensors"]
 
 
+def test_a_process_keeps_a_set_by_name_device_and_folder(folder: Path, toy: list[Path], tmp_path, monkeypatch) -> None:
+    first = data.load_once("toy")
+    assert data.load_once("toy", torch.device("cpu")) is first is not data.load("toy")
+    monkeypatch.setenv("SYNFLOW_DATA", str(tmp_path / "elsewhere"))
+    assert data.load_once("toy") is not first and len(toy) == 2
+
+
 def test_what_a_killed_process_left_is_removed(folder: Path, toy: list[Path]) -> None:
     left = folder / "downloads" / "toy" / ".toy.safetensors.1.partial"
     left.parent.mkdir(parents=True)
