@@ -8,7 +8,8 @@ import contextlib
 import math
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,7 @@ OPTIONS = {"width": 1.0, "iterations": None, "schedule": "exponential", "scope":
 OPTIONS |= {"invert": False, "shuffle": False, "reinitialise": False, "cycles": 0, "no_rewind": False}
 OPTIONS |= {"isometry": False, "loss": "supervised", "source": ""}
 SHOWN = ["dataset", "model", "pruner", "compression", "seed", "recipe", "status", "accuracy_last", "accuracy_best"]
+RECIPE_HELP = "published, described, fast (default) or smoke; with other values as in fast:epochs=20,crop=2"
 PANELS_HELP = "panels of figure 6: all, or data sets, models or pairs such as cifar10_vgg16"
 
 
@@ -45,7 +47,7 @@ def define_bench(sub: argparse.ArgumentParser) -> None:
     what.add_argument("--pruner", **several, help="default: synflow")
     what.add_argument("--compression", **several, type=float, help="weights before / after (default: 10)")
     what.add_argument("--seed", **several, type=int, help="default: 0")
-    what.add_argument("--recipe", **several, default=["fast"], help="published, described, fast (default) or smoke")
+    what.add_argument("--recipe", **several, default=["fast"], help=RECIPE_HELP)
     what.add_argument("--width", type=float, help="factor on the channels of every layer (default: 1)")
     what.add_argument("--iterations", type=int, help="scoring rounds (default: the method's own)")
     what.add_argument("--schedule", help="exponential (default) or linear")
@@ -125,11 +127,9 @@ def bench(arguments: argparse.Namespace) -> int:
 def status(arguments: argparse.Namespace) -> int:
     """Print the grid of each panel, its counts, and where the records lie."""
     from synflow_lib import paths
-    from synflow_lib.training import RECIPES
 
     chosen = None if arguments.panels is None else panels.chosen(arguments.panels)
-    for name in arguments.recipe or ():
-        lookup(RECIPES, name, "recipe")
+    check_recipes(arguments.recipe or (), chosen)
     with records_in(require_folder(arguments.records)):
         show_status(chosen, arguments.recipe)
         damaged = sorted(paths.records().glob("*.damaged"))
@@ -161,7 +161,6 @@ def results(arguments: argparse.Namespace) -> int:
 def runs_of(arguments: argparse.Namespace) -> "list[Run]":
     """The runs that the options of `bench` name; InputError where they contradict each other or are no runs."""
     from synflow_lib import benchmark
-    from synflow_lib.training import RECIPES
 
     if arguments.panels:
         given = [name for name in (*AXES, *OPTIONS) if getattr(arguments, name) is not None]
@@ -169,8 +168,7 @@ def runs_of(arguments: argparse.Namespace) -> "list[Run]":
             option = given[0].replace("_", "-")
             raise InputError(f"--panels runs the whole published grid of its panels: leave out --{option}")
         chosen = panels.chosen(arguments.panels)
-        for name in arguments.recipe:
-            lookup(RECIPES, name, "recipe")
+        check_recipes(arguments.recipe, chosen)
         return [run for name in arguments.recipe for run in benchmark.published_grid(name, chosen)]
     axes = {name: default if (given := getattr(arguments, name)) is None else given for name, default in AXES.items()}
     options = {name: d if (given := getattr(arguments, name)) is None else given for name, d in OPTIONS.items()}
@@ -184,6 +182,14 @@ def runs_of(arguments: argparse.Namespace) -> "list[Run]":
         **options,
         rewind=rewind,
     )
+
+
+def check_recipes(names: Iterable[str], chosen: list[tuple[str, str]] | None) -> None:
+    """Raise InputError for a name that is no recipe, on the `chosen` panels where it is for these."""
+    from synflow_lib.training import recipe
+
+    for name, pair in product(names, chosen or panels.chosen(["all"])[:1]):
+        recipe(name, *pair)
 
 
 def speed_of(arguments: argparse.Namespace) -> "Speed | None":
@@ -218,10 +224,14 @@ def matching(rows: "pd.DataFrame", arguments: argparse.Namespace) -> "pd.DataFra
 
     from synflow_lib.benchmark import records
     from synflow_lib.benchmark.grid import SAME_NETWORK, Run
+    from synflow_lib.training import spelled
 
-    for name in ("dataset", "model", "pruner", "recipe"):
+    for name in ("dataset", "model", "pruner"):
         if (wanted := getattr(arguments, name)) is not None:
             rows = rows[rows[name].isin(wanted)]
+    if arguments.recipe is not None:
+        found = zip(*(rows[name] for name in ("recipe", "dataset", "model")), strict=True)
+        rows = rows[[name in [spelled(asked, *pair) for asked in arguments.recipe] for name, *pair in found]]
     if arguments.width is not None:
         rows = rows[rows["width"] == arguments.width]
     if arguments.options is not None:

@@ -11,11 +11,10 @@ from typing import Any
 
 import torch
 
-from synflow_lib import models
+from synflow_lib import models, training
 from synflow_lib.data import DATASETS, DatasetSpec
 from synflow_lib.errors import InputError, lookup
 from synflow_lib.pruning import LOSSES, NEEDS_DATA, SALIENCIES, SCHEDULES, SCOPES, check_compression, rho_max
-from synflow_lib.training import RECIPES
 
 SAME_NETWORK = {"wide_resnet18_published": "resnet18"}  # ERRATA 1: trained once, counted in both panels
 # Fields that say how to prune.
@@ -27,7 +26,8 @@ class Run:
     """One training of one pruned network; its `key` is the address of its record.
 
     The network `model` (with `seed` for its weights, its batches and random scores) is pruned by `pruner` to
-    the ratio rho = 10**log10_compression and then trained by `recipe`. `iterations` None is the method's own
+    the ratio rho = 10**log10_compression and then trained by `recipe`, a name as `training.recipe` takes it, with
+    other values where it says so ("fast:epochs=20"). `iterations` None is the method's own
     (100 for synflow, else 1); `schedule`, `scope`, `train_mode` and `invert` are those of `prune`. `shuffle`
     permutes each layer's mask, `reinitialise` draws new weights after pruning. With `cycles` n > 0 it is
     iterative magnitude pruning (or the like): n times train, then prune the trained weights to rho^(i/n), and
@@ -68,6 +68,7 @@ class Run:
         if self.iterations is not None:
             number = _plain("iterations", self.iterations, int)
             object.__setattr__(self, "iterations", None if number == default_iterations(self.pruner) else number)
+        object.__setattr__(self, "recipe", training.spelled(self.recipe, self.dataset, self.model))
         if self.source == self.dataset:
             object.__setattr__(self, "source", "")
 
@@ -105,7 +106,7 @@ class Run:
         lookup(DATASETS, self.dataset, "data set")
         lookup(models.MODELS, self.model, "model")
         lookup(SALIENCIES, self.pruner, "pruning method")
-        lookup(RECIPES, self.recipe, "recipe")
+        training.recipe(self.recipe, self.dataset, self.model)
         lookup(SCHEDULES, self.schedule, "schedule")
         lookup(dict.fromkeys(SCOPES), self.scope, "scope")
         if self.seed < 0 or self.cycles < 0:

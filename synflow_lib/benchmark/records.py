@@ -13,7 +13,7 @@ import pandas as pd
 from synflow_lib import paths
 from synflow_lib.benchmark.grid import Run
 from synflow_lib.errors import InputError
-from synflow_lib.training import RECIPES, recipe
+from synflow_lib.training import recipe
 
 log = logging.getLogger(__name__)
 
@@ -92,9 +92,13 @@ def state(record: dict[str, Any]) -> str:
 
 
 def settings(record: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The values that the recipe of a record, or of any row with its fields, has today; None for an unknown one."""
-    name, dataset, model = (record[name] for name in ("recipe", "dataset", "model"))
-    return recipe(name, dataset, model).settings() if name in RECIPES else None
+    """The values that the recipe of a record, or of any row with its fields, has today; None where it is none (any
+    more).
+    """
+    try:
+        return recipe(*(record[name] for name in ("recipe", "dataset", "model"))).settings()
+    except InputError:
+        return None
 
 
 def run_of(record: Mapping[str, Any]) -> Run:

@@ -20,7 +20,7 @@ from synflow_lib.benchmark.grid import (
     published_grid,
 )
 from synflow_lib.pruning import SALIENCIES
-from synflow_lib.training import RECIPES
+from synflow_lib.training import RECIPES, spelled
 
 COLUMNS = 100
 MARKS = {
@@ -107,8 +107,12 @@ def panels(
         groups = {key: part for key, part in groups.items() if key[:2] in wanted}
     for pair, names in wanted.items():
         for name in names:
-            groups.setdefault((*pair, 1.0, name), [])
-    return [Panel(*key, tuple(part)) for key, part in sorted(groups.items()) if not recipes or key[3] in recipes]
+            groups.setdefault((*pair, 1.0, spelled(name, *pair)), [])
+    return [
+        Panel(*key, tuple(part))
+        for key, part in sorted(groups.items())
+        if not recipes or key[3] in [spelled(name, *key[:2]) for name in recipes]
+    ]
 
 
 def recorded_recipes(panel: tuple[str, str], keys: Container[str]) -> list[str]:

@@ -2,13 +2,15 @@
 
 `recipe("described", "cifar100", "vgg16")` is what the paper's text says, `published` what made its numbers; `fast` is a
 short modern schedule for one GPU and one evening (and for the digits on a CPU); `smoke` takes seconds and proves only
-that everything runs.
+that everything runs. "fast:epochs=20,crop=2" is `fast` with other values: where it is named, a recipe can be varied.
 """
 
 import json
+import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from fnmatch import fnmatchcase
+from typing import Any
 
 from synflow_lib.errors import InputError, lookup
 
@@ -51,6 +53,12 @@ class Recipe:
             raise InputError(
                 f"recipe {self.name!r}: epochs, lr and weight_decay must not be negative, batch_size at least 1"
             )
+        if not (0 <= self.momentum < 1 and 0 <= self.label_smoothing < 1):
+            raise InputError(f"recipe {self.name!r}: momentum and label_smoothing must be at least 0 and below 1")
+        if self.nesterov and not self.momentum:
+            raise InputError(f"recipe {self.name!r}: Nesterov momentum needs a momentum: switch nesterov off")
+        if self.crop < 0 or (self.max_steps is not None and self.max_steps < 1):
+            raise InputError(f"recipe {self.name!r}: crop must not be negative, max_steps at least 1")
         if self.updates and not (self.nesterov and all(number >= 1 for _, number in self.updates)):
             raise InputError(f"recipe {self.name!r}: repeated updates are at least one each, with Nesterov momentum")
         if self.schedule == "one-cycle" and not 0 <= self.warm_up <= self.epochs:
@@ -167,5 +175,79 @@ RECIPES: dict[str, Callable[[str, str], Recipe]] = {
 
 
 def recipe(name: str, dataset: str, model: str) -> Recipe:
-    """Return the recipe `name` for training `model` on `dataset`; raises InputError for an unknown name."""
-    return lookup(RECIPES, name, "recipe")(dataset, model)
+    """Return the recipe `name` for training `model` on `dataset`.
+
+    The name may go on with values to change, as in "fast:epochs=20,crop=2" or "described:milestones=30+60". The name of
+    what is returned has them in the order of `Recipe`, and those alone that differ from the recipe's own. Raises
+    InputError for an unknown name, and for values that are unknown, of another type or impossible.
+    """
+    base, colon, changes = name.partition(":")
+    own = lookup(RECIPES, base, "recipe")(dataset, model)
+    if not colon:
+        return own
+    asked = _changes(name, changes)
+    different = {key: asked[key] for key in CHANGEABLE if key in asked and asked[key] != getattr(own, key)}
+    if not different:
+        return own
+    told = ",".join(f"{key}={_text(value)}" for key, value in different.items())
+    return replace(own, name=f"{base}:{told}", source=f"{own.source}, but for {told}", **different)
+
+
+def spelled(name: str, dataset: str, model: str) -> str:
+    """The one spelling of a recipe for `model` on `dataset`; what names no recipe is given back as it is."""
+    if ":" not in name:
+        return name
+    try:
+        return recipe(name, dataset, model).name
+    except InputError:
+        return name
+
+
+def _truth(text: str) -> bool:
+    return {"True": True, "False": False}[text]
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError
+    return number
+
+
+def _epochs(text: str) -> tuple[int, ...]:
+    return tuple(map(int, text.split("+"))) if text else ()
+
+
+def _text(value: Any) -> str:
+    """A value as it is written in a name."""
+    if isinstance(value, tuple):
+        return "+".join(map(str, value))
+    return str(value).removesuffix(".0")
+
+
+# How the text of a value is read, and what it has to be; by the type of the field.
+READ: dict[Any, tuple[Callable[[str], Any], str]] = {
+    int: (int, "a whole number"),
+    int | None: (int, "a whole number"),
+    float: (_finite, "a number"),
+    bool: (_truth, "True or False"),
+    str: (str, "a word"),
+    tuple[int, ...]: (_epochs, "epochs such as 60+120"),
+}
+CHANGEABLE = {field.name: READ[field.type] for field in fields(Recipe) if field.type in READ}
+del CHANGEABLE["name"], CHANGEABLE["source"]
+
+
+def _changes(name: str, text: str) -> dict[str, Any]:
+    """The values in `text`, "epochs=20,crop=2"; `name` is the whole, for what is told of a mistake."""
+    found: dict[str, Any] = {}
+    for change in text.split(","):
+        key, equals, value = change.partition("=")
+        if not equals or key in found:
+            raise InputError(f"recipe {name!r}: write each change once, as in fast:epochs=20,crop=2")
+        read, kind = lookup(CHANGEABLE, key, "value of a recipe")
+        try:
+            found[key] = read(value)
+        except (ValueError, KeyError):
+            raise InputError(f"recipe {name!r}: {key} must be {kind}, not {value!r}") from None
+    return found

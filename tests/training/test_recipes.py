@@ -1,12 +1,15 @@
 import json
+from dataclasses import replace
 from itertools import product
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from synflow_lib.data import DATASETS
 from synflow_lib.errors import InputError
 from synflow_lib.models import MODELS, add_identity_scales, build
-from synflow_lib.training import RECIPES, Recipe, recipe
+from synflow_lib.training import RECIPES, Recipe, recipe, spelled
 
 # Tanaka et al. 2020, appendix: epochs, learning rate, drops, factor, weight decay.
 PAPER = {
@@ -64,14 +67,93 @@ def test_an_unknown_recipe_is_refused():
         recipe("fats", "digits", "vgg11")
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [{"epochs": -1}, {"batch_size": 0}, {"lr": -0.1}, {"schedule": "cosine"}, {"schedule": "one-cycle", "warm_up": 11}],
-)
+WRONG = [
+    {"epochs": -1},
+    {"batch_size": 0},
+    {"lr": -0.1},
+    {"momentum": 1.0},
+    {"momentum": 0.0},
+    {"label_smoothing": -0.1},
+    {"crop": -1},
+    {"max_steps": 0},
+    {"schedule": "cosine"},
+    {"schedule": "one-cycle", "warm_up": 11},
+]
+
+
+@pytest.mark.parametrize("wrong", WRONG)
 def test_impossible_values_are_refused(wrong):
     values = {"name": "mine", "epochs": 10, "batch_size": 64, "lr": 0.1, "weight_decay": 0.0, "source": "test"}
     with pytest.raises(InputError):
         Recipe(**{**values, **wrong})
+
+
+def test_a_name_may_change_values():
+    own = recipe("fast", "cifar10", "vgg11")
+    found = recipe("fast:crop=2,epochs=20,lr=1e-3,nesterov=False,momentum=0", "cifar10", "vgg11")
+    assert found.name == "fast:epochs=20,lr=0.001,momentum=0,nesterov=False,crop=2"
+    changes = {"epochs": 20, "lr": 0.001, "momentum": 0.0, "nesterov": False, "crop": 2}
+    told = f"{own.source}, but for epochs=20,lr=0.001,momentum=0,nesterov=False,crop=2"
+    assert found == replace(own, name=found.name, source=told, **changes)
+    steps = recipe("described:milestones=30+60,max_steps=7", "cifar10", "vgg11")
+    assert (steps.milestones, steps.max_steps, steps.gamma) == ((30, 60), 7, 0.1)
+    assert recipe("described:milestones=", "cifar10", "vgg11").milestones == ()
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.sampled_from(sorted(RECIPES)),
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "epochs": st.integers(4, 1000),
+            "lr": st.floats(0, 10),
+            "weight_decay": st.floats(0, 1),
+            "augment": st.booleans(),
+            "milestones": st.lists(st.integers(1, 300), max_size=3).map(tuple),
+            "label_smoothing": st.floats(0, 0.9),
+        },
+    ),
+)
+def test_the_name_of_a_changed_recipe_names_it_again(base, values):
+    texts = {key: "+".join(map(str, value)) if isinstance(value, tuple) else value for key, value in values.items()}
+    name = base + ":" * bool(texts) + ",".join(f"{key}={text}" for key, text in texts.items())
+    found = recipe(name, "cifar10", "vgg11")
+    assert recipe(found.name, "cifar10", "vgg11") == found
+    for key, value in values.items():
+        assert getattr(found, key) == value
+
+
+def test_there_is_one_spelling_and_a_recipe_that_is_not_changed_keeps_its_name():
+    assert spelled("fast:epochs=16,crop=04", "cifar10", "vgg11") == "fast"
+    assert spelled("fast:crop=2,epochs=6", "digits", "mlp") == "fast:crop=2"
+    assert recipe("fast:epochs=16", "cifar10", "vgg11") == recipe("fast", "cifar10", "vgg11")
+    assert [spelled(name, "digits", "mlp") for name in ("fats", "fast:epoch=2")] == ["fats", "fast:epoch=2"]
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("fats:epochs=20", "unknown recipe 'fats'; did you mean 'fast'"),
+        ("fast:epoch=20", "unknown value of a recipe 'epoch'; did you mean 'epochs'"),
+        ("fast:source=me", "unknown value of a recipe 'source'"),
+        ("fast:updates=2", "unknown value of a recipe 'updates'"),
+        ("fast:", "write each change once, as in fast:epochs=20,crop=2"),
+        ("fast:epochs", "write each change once"),
+        ("fast:lr=1,lr=2", "write each change once"),
+        ("fast:epochs=2.5", "recipe 'fast:epochs=2.5': epochs must be a whole number, not '2.5'"),
+        ("fast:lr=nan", "lr must be a number, not 'nan'"),
+        ("fast:augment=yes", "augment must be True or False, not 'yes'"),
+        ("fast:milestones=3,4", "write each change once"),
+        ("fast:milestones=3-4", "milestones must be epochs such as 60+120"),
+        ("fast:epochs=2", "the warm-up of 3.2 epochs must fit into 2"),
+        ("fast:schedule=cosine", "unknown learning-rate schedule 'cosine'"),
+    ],
+)
+def test_a_change_that_is_none_is_one_sentence(name, sentence):
+    with pytest.raises(InputError) as raised:
+        recipe(name, "cifar10", "vgg11")
+    assert sentence in str(raised.value)
 
 
 # ERRATA 2: how often one step of the authors' code updated a tensor.
