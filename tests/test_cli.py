@@ -68,6 +68,8 @@ def test_a_reader_that_stops_early_gets_no_traceback():
         ("bench --pruner synflow snipp", "unknown pruning method 'snipp'; did you mean 'snip'?"),
         ("bench --recipe slow", "unknown recipe 'slow' (known: published, described, fast, smoke)"),
         ("bench --panels cifar10 --recipe slow", "unknown recipe 'slow'"),
+        ("bench --recipe fast:epoch=2", "unknown value of a recipe 'epoch'; did you mean 'epochs'"),
+        ("bench --panels cifar10 --recipe fast:epochs", "write each change once, as in fast:epochs=20,crop=2"),
         ("bench --panels cifar11", "unknown panel 'cifar11'; did you mean 'cifar10'"),
         ("bench --panels all --model vgg11", "--panels runs the whole published grid of its panels: leave out --model"),
         ("bench --panels all --width 1", "leave out --width"),
@@ -103,6 +105,7 @@ def test_a_reader_that_stops_early_gets_no_traceback():
         ("status --records nowhere", "there is no folder nowhere"),
         ("status --panels vgg12", "unknown panel 'vgg12'"),
         ("status --recipe slow", "unknown recipe 'slow'"),
+        ("status --recipe fast:crop=x", "recipe 'fast:crop=x': crop must be a whole number, not 'x'"),
         ("results", "no finished run matches: `synflow status` shows what is recorded"),
         ("results --compare --out x.csv", "--compare shows a table and writes no file: leave out --out"),
         ("results --records nowhere", "there is no folder nowhere"),
@@ -243,6 +246,21 @@ def test_status_and_results_tell_what_is_recorded(capsys):
     assert len(sf.benchmark.results.read(Path("mine.csv"))) == 2
     assert cli.main(["results", "--recipe", "smoke"]) == 0
     assert capsys.readouterr().out.count(" done ") == 2
+
+
+def test_a_varied_recipe_is_run_and_found_in_any_spelling(capsys):
+    varied = [*QUICK[:-4], "--recipe", "smoke:lr=.1,epochs=1", "--device", "cpu", "--engine", "serial"]
+    cli.main(varied)
+    cli.main([*QUICK, "--engine", "serial"])
+    (run,) = (run for run in map(sf.benchmark.records.run_of, sf.benchmark.records.everything()) if ":" in run.recipe)
+    assert run.recipe == "smoke:epochs=1,lr=0.1"
+    record = sf.benchmark.records.find(run)
+    assert [row["epoch"] for row in record["curve"]] == [0, 1] and record["settings"]["lr"] == 0.1
+    capsys.readouterr()
+    for command in ("results --recipe smoke:epochs=1,lr=0.10", "status --recipe smoke:lr=1e-1,epochs=1"):
+        assert cli.main(command.split()) == 0
+        printed = capsys.readouterr().out
+        assert printed.count("smoke") == printed.count("smoke:epochs=1,lr=0.1") == 1
 
 
 def test_results_by_their_options(capsys):

@@ -54,6 +54,14 @@ def test_a_panel_of_the_published_grid_takes_any_recipe():
     assert len(runs) == 195 and {run.recipe for run in runs} == {"fast"}
 
 
+def test_a_varied_recipe_is_another_run_and_its_spelling_is_none():
+    varied = [replace(RUN, recipe=f"fast:{text}") for text in ("lr=0.05,epochs=4", "epochs=04,lr=5e-2,crop=4")]
+    assert varied[0] == varied[1] != RUN and varied[0].key != RUN.key
+    assert replace(RUN, recipe="fast:crop=4") == RUN
+    with pytest.raises(InputError, match="unknown value of a recipe 'epoch'"):
+        replace(RUN, recipe="fast:epoch=4").validate()
+
+
 def test_a_grid_is_a_product_with_the_last_axis_fastest():
     runs = grid("digits", ["vgg11", "mlp"], ["synflow"], [0, 0.5], (0, 1), "smoke", width=0.5)
     assert [(r.model, r.log10_compression, r.seed) for r in runs[:5]] == [
