@@ -15,7 +15,7 @@ from synflow_lib.experiments import pool
 from synflow_lib.models.resnet import cifar_resnet
 from synflow_lib.pruning import SCHEDULES, Masks
 from synflow_lib.pruning.flow_network import FlowNetwork
-from synflow_lib.pruning.flow_steps import Scaled
+from synflow_lib.pruning.flow_steps import Ranges, Scaled
 from synflow_lib.pruning.prune import best
 from synflow_lib.pruning.state import absolute_state, forward, scoring_mode
 
@@ -122,7 +122,7 @@ def log10_scaled(model: nn.Module, input_shape: Sequence[int]) -> float:
     """log10 of R as `prune` computes it: the numbers of each layer in the model's precision, times a power of two."""
     network = FlowNetwork(model, input_shape)
     program = network.program
-    values = [Scaled(program.counts.new_ones(1, program.channels), 0)]
+    values = [Scaled(program.counts.new_ones(1, program.channels), 0, Ranges())]
     for step in program.steps:
         values.append(step.forward([values[index] for index in step.inputs], network.state)[0])
     total = (values[-1].values * program.counts[:, None]).sum()

@@ -13,7 +13,7 @@ nonnegative numbers is left out.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -22,7 +22,20 @@ from torch.nn import functional as F
 
 from synflow_lib.errors import InputError
 from synflow_lib.models.flow_graph import BATCH_NORM, SUMS, flattens_from
-from synflow_lib.pruning.flow_steps import Affine, Average, Maximum, Product, Scaled, State, Step, Sum, Taps, bounded
+from synflow_lib.pruning.flow_steps import (
+    Affine,
+    Average,
+    Maximum,
+    Product,
+    Ranges,
+    Scaled,
+    State,
+    Step,
+    Sum,
+    Taps,
+    bounded,
+    waits,
+)
 
 # The identity on nonnegative numbers (dropout in eval mode).
 LEFT_OUT = (nn.Identity, nn.Dropout, nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.ELU)
@@ -40,16 +53,17 @@ class Program:
     steps: list[Step]
     counts: Tensor  # how many output positions are of each kind
     taps: dict[str, int]  # of each weight
+    magnitudes: list[int | None] = field(default_factory=list)  # of the values of the last pass
 
     def connects(self, state: State) -> bool:
         """Whether some path of weights that are not zero leads from the input to the output.
 
         Each value becomes 0 or 1 after every step, so no path is too weak and no number of paths too large.
         """
-        values = [Scaled(self.counts.new_ones(1, self.channels), 0)]
+        values = [self._ones(Ranges())]
         for step in self.steps:
             value, _ = step.forward([values[index] for index in step.inputs], state)
-            values.append(Scaled((value.values > 0).to(value.values), 0))
+            values.append(value.of((value.values > 0).to(value.values)))
         return bool(values[-1].values.any())
 
     def scores(self, state: State, ready: Callable[[str], None], note: Callable[[str, Tensor, Tensor], None]) -> bool:
@@ -57,9 +71,34 @@ class Program:
 
         g is [rows, out], x is [rows, taps x in]. `ready`(weight) is called before a weight is first used. `state` holds
         the weights as [out, taps x in], biases, and the factors and shifts of BatchNorm under the names of its weight
-        and bias; what is all zero may be missing.
+        and bias; what is all zero may be missing. Off the CPU a layer may be noted twice; the second time counts.
         """
-        values, notes = [Scaled(self.counts.new_ones(1, self.channels), 0)], []
+        if self.magnitudes and waits(self.counts.device):
+            ranges = Ranges(self.magnitudes)
+            self._pass(state, ready, note, ranges)
+            if ranges.held():
+                self.magnitudes = ranges.magnitudes
+                return True
+        ranges = Ranges()
+        flows = self._pass(state, ready, note, ranges)
+        self.magnitudes = ranges.magnitudes
+        return flows
+
+    def _ones(self, ranges: Ranges) -> Scaled:
+        """The input."""
+        return Scaled(self.counts.new_ones(1, self.channels), 0, ranges)
+
+    def _pass(
+        self,
+        state: State,
+        ready: Callable[[str], None],
+        note: Callable[[str, Tensor, Tensor], None],
+        ranges: Ranges,
+    ) -> bool:
+        """What `scores` does, kept in range by `ranges`; where they were known before, they tell whether it came out
+        well.
+        """
+        values, notes = [self._ones(ranges)], []
         for step in self.steps:
             if isinstance(step, Product):
                 ready(step.weight)
@@ -68,17 +107,22 @@ class Program:
             notes.append(kept)
         last = values[-1]
         counts = self.counts[:, None]
-        flow = float((last.values * counts).sum())
-        if not math.isfinite(flow):
+        flow = (last.values * counts).sum()
+        if ranges.known:
+            ranges.least.append(flow)
+        elif not (flow := float(flow)) < math.inf:
             raise InputError("some weights are infinite or not a number: there is no flow to score")
         gradients: list[Scaled | None] = [None] * len(values)
-        gradients[-1] = Scaled((counts / (flow or 1.0)).expand_as(last.values), -last.exponent)
+        share = counts / flow if ranges.known or flow else counts
+        gradients[-1] = Scaled(share.expand_as(last.values), -last.exponent, ranges)
 
         largest = torch.finfo(last.values.dtype).max / 1e9
 
         def noted(weight: str, gradient: Scaled, read: Scaled) -> None:
             power = bounded(gradient.exponent + read.exponent, read.values.dtype)
-            if power > CHECKED and not float(gradient.values.max()) * 2.0**power < largest:
+            if power > CHECKED and ranges.known:
+                ranges.least.append(largest - gradient.values.max() * 2.0**power)
+            elif power > CHECKED and not float(gradient.values.max()) * 2.0**power < largest:
                 raise InputError(f"the scores of {weight!r} are out of range: score in float64 (model.double())")
             note(weight, gradient.values * 2.0**power if power else gradient.values, read.values)
 
@@ -86,7 +130,7 @@ class Program:
             gradient = gradients.pop()
             for index, part in zip(step.inputs, step.backward(gradient, kept, state, noted), strict=True):
                 gradients[index] = part.plus(gradients[index])
-        return flow != 0
+        return bool(ranges.known) or flow != 0
 
 
 def program(model: nn.Module, graph: fx.Graph, input_shape: Sequence[int], like: Tensor) -> Program | None:

@@ -6,7 +6,7 @@ precision. Everything is nonnegative.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -17,6 +17,7 @@ from torch.nn import functional as F
 BLOCK = 1 << 19  # scores that are made together: two MB
 LARGE = 25_000_000  # multiplications of a large product
 IN_RANGE = 2.0**20  # a value between 1/this and this is not rescaled
+NEAR = 10  # nor one whose magnitude was not farther than this from 0 in the last pass
 
 
 def times(one: Tensor, two: Tensor) -> Tensor:
@@ -47,19 +48,65 @@ def _large(one: Tensor, two: Tensor) -> bool:
     return fits and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
+class Ranges:
+    """How large the values of one pass are, in the order in which they have to be kept in range.
+
+    Whoever looks for the largest value waits for a GPU. From one iteration of SynFlow to the next the values change
+    little, so a pass can take the magnitudes `known` from the last one, and look once, at its end, whether they `held`.
+    """
+
+    def __init__(self, known: Sequence[int | None] = ()):
+        self.known = known
+        self.magnitudes: list[int | None] = []  # the exponent of the largest value, None where all are zero
+        self.exponents: list[int] = []
+        self.tops: list[Tensor] = []
+        self.least: list[Tensor] = []  # what must be above 0 and finite
+
+    def power(self, values: Tensor, exponent: int) -> int:
+        """By which power of two to divide `values`, so that their largest is near 1; with them goes 2**`exponent`."""
+        if self.known:
+            magnitude = self.known[len(self.tops)]
+            away = 0 if magnitude is None else magnitude - exponent
+            power = bounded(away, values.dtype) if abs(away) > NEAR else 0
+            self.exponents.append(exponent + power)
+            self.tops.append(values.max() * 2.0**-power)
+            return power
+        top = float(values.max())
+        self.magnitudes.append(None if top == 0 else exponent + math.frexp(top)[1])
+        return 0 if not 0 < top < math.inf or _in_range(top) else bounded(math.frexp(top)[1], values.dtype)
+
+    def held(self) -> bool:
+        """Whether everything came into range by what was known; `magnitudes` are then up to date."""
+        found = torch.stack(self.tops + self.least).tolist()
+        tops, least = found[: len(self.tops)], found[len(self.tops) :]
+        if not all(0 < value < math.inf for value in least):
+            return False
+        for top, exponent, known in zip(tops, self.exponents, self.known, strict=True):
+            if not (top == 0 if known is None else _in_range(top)):
+                return False
+            self.magnitudes.append(None if top == 0 else exponent + math.frexp(top)[1])
+        return True
+
+
+def _in_range(top: float) -> bool:
+    return 1 / IN_RANGE < top < IN_RANGE
+
+
 class Scaled(NamedTuple):
-    """The numbers `values` * 2**`exponent`."""
+    """The numbers `values` * 2**`exponent`, in a pass that has its `ranges`."""
 
     values: Tensor
     exponent: int
+    ranges: Ranges
 
     def in_range(self) -> "Scaled":
         """The same numbers with their largest near 1."""
-        top = float(self.values.max())
-        if not 0 < top < math.inf or 1 / IN_RANGE < top < IN_RANGE:
-            return self
-        power = bounded(math.frexp(top)[1], self.values.dtype)
-        return Scaled(self.values * 2.0**-power, self.exponent + power)
+        power = self.ranges.power(self.values, self.exponent)
+        return self._replace(values=self.values * 2.0**-power, exponent=self.exponent + power) if power else self
+
+    def of(self, values: Tensor) -> "Scaled":
+        """Other numbers of the same pass, as they are."""
+        return Scaled(values, 0, self.ranges)
 
     def plus(self, other: "Scaled | None") -> "Scaled":
         """The sum; what is too small beside the other part becomes zero."""
@@ -69,7 +116,12 @@ class Scaled(NamedTuple):
         one, two = (
             x.values * 2.0 ** (x.exponent - exponent) if x.exponent < exponent else x.values for x in (self, other)
         )
-        return Scaled(one + two, exponent).in_range()
+        return Scaled(one + two, exponent, self.ranges).in_range()
+
+
+def waits(device: torch.device) -> bool:
+    """Whether looking at a number on `device` waits until everything before it is computed."""
+    return device.type != "cpu"
 
 
 def bounded(power: int, dtype: torch.dtype) -> int:
@@ -136,13 +188,13 @@ class Product(Step):
     taps: Taps
 
     def forward(self, before: list[Scaled], state: State) -> tuple[Scaled, object]:
-        read = Scaled(self.taps.gather(before[0].values), before[0].exponent)
-        result = Scaled(times(read.values, state[self.weight].t()), read.exponent)
-        return result.plus(Scaled(state[self.bias], 0)) if self.bias in state else result.in_range(), read
+        read = before[0]._replace(values=self.taps.gather(before[0].values))
+        result = read._replace(values=times(read.values, state[self.weight].t()))
+        return result.plus(result.of(state[self.bias])) if self.bias in state else result.in_range(), read
 
     def backward(self, gradient: Scaled, kept: object, state: State, note: Note) -> list[Scaled]:
         note(self.weight, gradient, kept)
-        return [Scaled(self.taps.spread(times(gradient.values, state[self.weight])), gradient.exponent).in_range()]
+        return [gradient._replace(values=self.taps.spread(times(gradient.values, state[self.weight]))).in_range()]
 
 
 @dataclass
@@ -153,11 +205,11 @@ class Affine(Step):
     shift: str
 
     def forward(self, before: list[Scaled], state: State) -> tuple[Scaled, object]:
-        result = Scaled(before[0].values * state[self.factor], before[0].exponent)
-        return (result.plus(Scaled(state[self.shift], 0)) if self.shift in state else result.in_range()), None
+        result = before[0]._replace(values=before[0].values * state[self.factor])
+        return (result.plus(result.of(state[self.shift])) if self.shift in state else result.in_range()), None
 
     def backward(self, gradient: Scaled, kept: object, state: State, note: Note) -> list[Scaled]:
-        return [Scaled(gradient.values * state[self.factor], gradient.exponent)]
+        return [gradient._replace(values=gradient.values * state[self.factor])]
 
 
 @dataclass
@@ -169,13 +221,13 @@ class Maximum(Step):
     def forward(self, before: list[Scaled], state: State) -> tuple[Scaled, object]:
         read = self.taps.gather(before[0].values).view(*self.taps.shape, -1)
         values, places = read.max(1)
-        return Scaled(values, before[0].exponent), places
+        return before[0]._replace(values=values), places
 
     def backward(self, gradient: Scaled, kept: object, state: State, note: Note) -> list[Scaled]:
         rows, taps = self.taps.shape
         read = gradient.values.new_zeros(rows, taps, gradient.values.shape[1])
         read.scatter_(1, kept[:, None], gradient.values[:, None])
-        return [Scaled(self.taps.spread(read.view(rows, -1)), gradient.exponent)]
+        return [gradient._replace(values=self.taps.spread(read.view(rows, -1)))]
 
 
 @dataclass
@@ -185,10 +237,10 @@ class Average(Step):
     matrix: Tensor
 
     def forward(self, before: list[Scaled], state: State) -> tuple[Scaled, object]:
-        return Scaled(self.matrix @ before[0].values, before[0].exponent), None
+        return before[0]._replace(values=self.matrix @ before[0].values), None
 
     def backward(self, gradient: Scaled, kept: object, state: State, note: Note) -> list[Scaled]:
-        return [Scaled(self.matrix.t() @ gradient.values, gradient.exponent)]
+        return [gradient._replace(values=self.matrix.t() @ gradient.values)]
 
 
 @dataclass
@@ -198,8 +250,8 @@ class Sum(Step):
     taps: tuple[Taps, Taps]
 
     def forward(self, before: list[Scaled], state: State) -> tuple[Scaled, object]:
-        one, two = (Scaled(t.gather(x.values), x.exponent) for t, x in zip(self.taps, before, strict=True))
+        one, two = (x._replace(values=t.gather(x.values)) for t, x in zip(self.taps, before, strict=True))
         return one.plus(two), None
 
     def backward(self, gradient: Scaled, kept: object, state: State, note: Note) -> list[Scaled]:
-        return [Scaled(taps.spread(gradient.values), gradient.exponent) for taps in self.taps]
+        return [gradient._replace(values=taps.spread(gradient.values)) for taps in self.taps]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from synflow_lib.models.flow_graph import trace
-from synflow_lib.pruning import connected, prunable, prune, synflow
+from synflow_lib.pruning import connected, flow_program, prunable, prune, synflow
 from synflow_lib.pruning.flow_network import FlowNetwork
 from synflow_lib.pruning.flow_program import Taps, program
 
@@ -165,3 +165,58 @@ def test_the_model_and_its_weights_are_left_alone():
     network.keep(network.scores() > 0.001)
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     assert all(weight.grad is None and weight.requires_grad for weight in prunable(model).values()) and model.training
+
+
+def iterated(network, keep=0.85, times=30, between=lambda network: None):
+    """All scores of an iterated pruning, and how many numbers were looked at for each pass."""
+    looks, scores, number = [], [], torch.Tensor.__float__
+
+    def look(tensor):
+        looks[-1] += 1
+        return number(tensor)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.Tensor, "__float__", look)
+        for _ in range(times):
+            looks.append(0)
+            scores.append(network.scores().clone())
+            left = max(1, int(keep * network.left))
+            network.keep(torch.zeros_like(network.live).index_fill_(0, scores[-1].topk(left).indices, True))
+            between(network)
+    return scores, looks
+
+
+DEEP = {
+    "chain": lambda: nn.Sequential(*[nn.Linear(12, 12) for _ in range(40)], nn.Linear(12, 3)),
+    "residual": lambda: cifar_resnet(14, 4),
+}
+
+
+@pytest.mark.parametrize("name", DEEP)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_known_magnitudes_give_the_same_bits_and_spare_the_looks(name, dtype, monkeypatch):
+    torch.manual_seed(0)
+    model, shape = DEEP[name]().to(dtype).eval(), (12,) if name == "chain" else (3, 16, 16)
+    expected, often = iterated(FlowNetwork(model, shape))
+    monkeypatch.setattr(flow_program, "waits", lambda device: True)
+    found, seldom = iterated(FlowNetwork(model, shape))
+    assert all(map(torch.equal, found, expected))
+    assert min(often) > 40 and seldom[0] > 40 and seldom.count(0) >= 10
+
+
+def test_known_magnitudes_that_do_not_hold_are_not_used(monkeypatch):
+    """Flow that grows and falls by 2**64 from one pass to the next, and a network that is cut in two."""
+    model = nn.Sequential(*[nn.Linear(12, 12, bias=False) for _ in range(41)])
+    factors = iter([2.0**64, 2.0**-64] * 3)
+
+    def grow(network):
+        factor = next(factors, 0.0)
+        span = network.spans[20]
+        network.theta[span.start : span.stop] *= factor
+
+    monkeypatch.setattr(flow_program, "waits", lambda device: True)
+    found, looks = iterated(FlowNetwork(model, (12,)), keep=1.0, times=8, between=grow)
+    assert all(torch.equal(scores, found[0]) for scores in found[:7]) and not found[7].any()
+    assert all(look > 40 for look in looks)
+    with pytest.raises(ValueError, match="infinite or not a number"):
+        iterated(FlowNetwork(model, (12,)), keep=1.0, times=2, between=lambda network: network.theta.fill_(torch.inf))
