@@ -17,7 +17,7 @@ from torch.nn import functional as F
 BLOCK = 1 << 19  # scores that are made together: two MB
 LARGE = 25_000_000  # multiplications of a large product
 IN_RANGE = 2.0**20  # a value between 1/this and this is not rescaled
-NEAR = 10  # nor one whose magnitude was not farther than this from 0 in the last pass
+NEAR = 10  # nor is one that is known to be this near: its largest between 2**-10 and 2**10
 
 
 def times(one: Tensor, two: Tensor) -> Tensor:
