@@ -151,7 +151,8 @@ class Tasks:
                         report({"key": todo.popleft().key, "status": "stopped"})
                 for _ in range(min(len(todo), self.limit() - len(flying))):
                     run = todo.popleft()
-                    flying[remote.remote(asdict(run), self.device, self.threads, self.speed, flag.name)] = run
+                    given = (self.device, self.threads, self.speed, flag.name, self.runs_per_gpu)
+                    flying[remote.remote(asdict(run), *given)] = run
                 for reference in ray.wait(list(flying), timeout=LOOK_EVERY)[0] if flying else ():
                     run = flying.pop(reference)
                     answer = heard(reference, run)
@@ -177,13 +178,13 @@ def heard(reference: "ray.ObjectRef", run: Run) -> dict:
         return {"key": run.key, "status": "lost", "error": " ".join(str(error).split())}
 
 
-def task(fields: dict, device: str, threads: int, speed: Speed | None, flag: str) -> dict:
+def task(fields: dict, device: str, threads: int, speed: Speed | None, flag: str, sharing: int) -> dict:
     """What runs on a node: one attempt, saved and ended when the file `flag` appears in the records folder.
 
     An OSError may be the moment's (a network file system): Ray tries again. A full disk is an InputError and is not.
     """
     with heeding(paths.records() / flag, LOOK_EVERY):
-        return attempt(Run(**fields), place(device), threads, speed, through=(OSError,))
+        return attempt(Run(**fields), place(device), threads, speed, sharing, through=(OSError,))
 
 
 def place(device: str) -> str:

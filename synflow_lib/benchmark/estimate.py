@@ -21,7 +21,8 @@ from synflow_lib.training import recipe
 
 PANEL = ["dataset", "model", "width", "recipe"]
 COLUMNS = [*PANEL, "runs", "trainings", "epoch_seconds", "hours", "source"]
-TIMES = [*PANEL, "pruner", "log10_compression", "epoch_seconds", "prune_seconds", "train_seconds"]
+SECONDS = ["epoch_seconds", "prune_seconds", "train_seconds"]
+TIMES = [*PANEL, "pruner", "log10_compression", *SECONDS]
 
 
 def estimate(
@@ -74,7 +75,7 @@ def _row(panel: tuple, pending: list[Run], trainings: list[Run], own: pd.DataFra
 def report(table: pd.DataFrame, device: str = "auto", workers: int | None = None, runs_per_gpu: int = 1) -> str:
     """The table of `estimate` for a person, its total, and the hours by the clock with `workers` at once.
 
-    That runs side by side on one GPU are faster together is not counted, and records of such runs count in full.
+    Records of runs that shared a GPU count for their share of it; what is measured here has it alone.
     """
     resolved = devices.resolve(device)
     name = provenance.device_name(str(resolved))
@@ -121,8 +122,10 @@ def recorded(here: Here) -> pd.DataFrame:
             run = records.run_of(record)
             epochs = record["curve"][-1]["epoch"] if record["curve"] else 0
             earlier = {"epoch_seconds": record["train_seconds"] / max(epochs, 1)}  # before records told it themselves
+            times = {**earlier, **record}
+            times |= {name: times[name] / record.get("sharing", 1) for name in SECONDS if times[name] is not None}
             network = {"width": run.width, "model": SAME_NETWORK.get(run.model, run.model)}
-            rows.append({**earlier, **record, **network})
+            rows.append({**times, **network})
     return pd.DataFrame(rows, columns=TIMES).astype(dict.fromkeys(TIMES[-4:], float))
 
 

@@ -60,7 +60,7 @@ def team(
 
     One thread waits for each process; `report` is called from there.
     """
-    members = [Worker(place, threads, speed) for place in places]
+    members = [Worker(place, threads, speed, places.count(place)) for place in places]
 
     def serve(worker: Worker) -> None:
         while True:
@@ -95,8 +95,8 @@ class Worker:
     command line alike, and its number of threads is set before torch is imported there.
     """
 
-    def __init__(self, device: str, threads: int, speed: Speed | None = None):
-        self.request = {"device": device, "threads": threads, "speed": speed and asdict(speed)}
+    def __init__(self, device: str, threads: int, speed: Speed | None = None, sharing: int = 1):
+        self.request = {"device": device, "threads": threads, "speed": speed and asdict(speed), "sharing": sharing}
         self.threads = threads
         self.process: subprocess.Popen | None = None
         self.killed = False

@@ -29,13 +29,20 @@ COMPACT_BELOW = 0.75  # share of the weights: a compact network that is hardly s
 NEW_WEIGHTS = 1_000_000  # added to the seed for `reinitialise`, so that the new weights are not the old ones
 
 
-def run(spec: Run, device: str | torch.device = "auto", speed: Speed | None = None, threads: int = 1) -> dict[str, Any]:
+def run(
+    spec: Run,
+    device: str | torch.device = "auto",
+    speed: Speed | None = None,
+    threads: int = 1,
+    sharing: int = 1,
+) -> dict[str, Any]:
     """Return the record of `spec`: the existing one, else build, prune and train the network and write it.
 
     `threads` is the number of CPU threads: 1, because several runs beside each other use a machine better
-    than one run spread over it, and because the result depends on it in the last digits. A training that was
-    interrupted goes on from its checkpoint, to the same bits. What goes wrong on the way is recorded as failed with its
-    sentence, tried again next time, and raised. Raises InputError, before any work, for a run, a device or a folder
+    than one run spread over it, and because the result depends on it in the last digits. `sharing` is how many runs are
+    on the GPU at a time, which the record notes beside the times that it makes longer. A training that was interrupted
+    goes on from its checkpoint, to the same bits. What goes wrong on the way is recorded as failed with its sentence,
+    tried again next time, and raised. Raises InputError, before any work, for a run, a device or a folder
     that cannot be used, Elsewhere where another process is doing this run, and Stopped where `checkpoint.STOP` is set.
     """
     if (record := records.find(spec.validate())) is not None:
@@ -48,10 +55,10 @@ def run(spec: Run, device: str | torch.device = "auto", speed: Speed | None = No
         if not ours:
             raise Elsewhere(f"another process is doing {spec}")
         # It may have been finished between the look and the claim.
-        return records.find(spec) or recorded(spec, device, speed, threads)
+        return records.find(spec) or recorded(spec, device, speed, threads, sharing)
 
 
-def recorded(spec: Run, device: torch.device, speed: Speed, threads: int) -> dict[str, Any]:
+def recorded(spec: Run, device: torch.device, speed: Speed, threads: int, sharing: int) -> dict[str, Any]:
     """Do the run and write its record, whatever comes of it; its checkpoints go when there is a result."""
     # The revision as the run begins: files may change while it trains, what it computes does not.
     head = {**asdict(spec), "key": spec.key, "git_revision": provenance.revision()}
@@ -62,9 +69,9 @@ def recorded(spec: Run, device: torch.device, speed: Speed, threads: int) -> dic
         raise
     except Exception as error:
         failure = {"status": "failed", "error": f"{error}" or type(error).__name__, "traceback": traceback.format_exc()}
-        records.write({**head, **failure, **circumstances(device, speed, threads)})
+        records.write({**head, **failure, **circumstances(device, speed, threads, sharing)})
         raise
-    record = {**head, **results, **circumstances(device, speed, threads)}
+    record = {**head, **results, **circumstances(device, speed, threads, sharing)}
     records.write(record)
     for file in claims.checkpoints(spec.key):
         file.unlink(missing_ok=True)
@@ -285,13 +292,14 @@ def summary(history: History) -> dict[str, Any]:
     return {name: getattr(history, name) for name in names}
 
 
-def circumstances(device: torch.device, speed: Speed, threads: int) -> dict[str, Any]:
+def circumstances(device: torch.device, speed: Speed, threads: int, sharing: int) -> dict[str, Any]:
     """Where and with what a record was made."""
     return {
         "versions": provenance.versions(),
         "device": str(device),
         "device_name": provenance.device_name(str(device)),
         "threads": threads,
+        "sharing": 1 if device.type == "cpu" else sharing,
         "speed": asdict(speed),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }

@@ -24,25 +24,27 @@ TEXTS = ("dataset", "model", "pruner", "recipe", "schedule", "scope", "status", 
 TEXTS += ("library", "git_revision", "dataset_fingerprint", "settings", "key", "loss", "source")
 BOOLS = ("train_mode", "invert", "shuffle", "reinitialise", "rewind", "connected", "disconnected", "dataset_official")
 BOOLS += ("isometry",)
-WHOLE = ("seed", "iterations", "cycles", "best_epoch", "epochs", "diverged_epoch", "peak_memory", "threads")
+WHOLE = ("seed", "iterations", "cycles", "best_epoch", "epochs", "diverged_epoch", "peak_memory", "threads", "sharing")
 # Accuracies are shares of 10,000 images at most, so two digits are all of them, but for the 360 digits.
 DIGITS = {"log10_compression": 9, "width": 9, "accuracy_last": 2, "accuracy_best": 2, "compression": 4, "density": 6}
 DIGITS |= {"lowest_density": 6, "compact_share": 6, "prune_seconds": 1, "train_seconds": 1, "epoch_seconds": 3}
 DIGITS |= {"images_per_second": 0}
 OUTCOME = ["status", "accuracy_last", "accuracy_best", "best_epoch", "epochs", "diverged_epoch", "compression"]
 OUTCOME += ["density", "lowest_density", "connected", "compact_share", "disconnected", "prune_seconds"]
-OUTCOME += ["train_seconds", "epoch_seconds", "images_per_second", "peak_memory", "device_name", "threads", "speed"]
-OUTCOME += ["torch", "library", "git_revision", "dataset_fingerprint", "dataset_official", "settings", "key"]
+OUTCOME += ["train_seconds", "epoch_seconds", "images_per_second", "peak_memory", "device_name", "threads", "sharing"]
+OUTCOME += ["speed", "torch", "library", "git_revision", "dataset_fingerprint", "dataset_official", "settings", "key"]
 COLUMNS = FIELDS + OUTCOME
-OPTIONS = {field.name: field.default for field in fields(Run)[6:]}  # a file that was written before one lacks it
-NEEDED = [name for name in COLUMNS if name not in OPTIONS]
+# A file that was written before one of these lacks it; None is what nobody knows any more.
+LATER = {field.name: field.default for field in fields(Run)[6:]} | {"sharing": None}
+NEEDED = [name for name in COLUMNS if name not in LATER]
 
 
 def row(record: Mapping[str, Any]) -> dict[str, Any]:
     """A finished record as one row of `COLUMNS`: its scalars, and what of its layers, curve and versions fits in one.
 
-    `density` is the share of the weights that was kept, `lowest_density` that of the emptiest layer; `speed` names the
-    features that were on; `settings` is a hash of the recipe's values, `dataset_fingerprint` the start of the data's.
+    `density` is the share of the weights that was kept, `lowest_density` that of the emptiest layer; `sharing` is how
+    many runs shared the GPU, whose times are longer then; `speed` names the features that were on; `settings` is a hash
+    of the recipe's values, `dataset_fingerprint` the start of the data's.
     """
     known = records.run_of(record)
     versions, curve = record.get("versions", {}), record["curve"]
@@ -81,7 +83,7 @@ def write(path: Path, frame: pd.DataFrame) -> Path:
 
 
 def read(path: Path) -> pd.DataFrame:
-    """The rows of one file, typed, an option of `Run` that it has no column of at its default.
+    """The rows of one file, typed, a column that was added after it was written as it was then.
 
     Raises InputError for a file that is absent or lacks any other column.
     """
@@ -91,7 +93,7 @@ def read(path: Path) -> pd.DataFrame:
         raise InputError(f"cannot read {paths.shown(path)}: {error}") from error
     if missing := [name for name in NEEDED if name not in frame]:
         raise InputError(f"{paths.shown(path)} has no column {missing[0]!r}: it is not a file of `synflow results`")
-    return typed(frame.assign(**{name: OPTIONS[name] for name in OPTIONS if name not in frame})[COLUMNS])
+    return typed(frame.assign(**{name: LATER[name] for name in LATER if name not in frame})[COLUMNS])
 
 
 def typed(frame: pd.DataFrame) -> pd.DataFrame:

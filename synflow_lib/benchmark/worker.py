@@ -20,9 +20,14 @@ from synflow_lib.training.checkpoint import STOP, Stopped
 
 
 def attempt(
-    spec: Run, device: str, threads: int, speed: Speed | None = None, through: tuple[type[Exception], ...] = ()
+    spec: Run,
+    device: str,
+    threads: int,
+    speed: Speed | None = None,
+    sharing: int = 1,
+    through: tuple[type[Exception], ...] = (),
 ) -> dict[str, Any]:
-    """Do one run; return its key and status, with a sentence under "error" where it could not even be recorded.
+    """Do one `run.run`; return its key and status, with a sentence under "error" where it could not even be recorded.
 
     "elsewhere": another process is doing it; "stopped": STOP is set, a checkpoint is kept where one was due. What was
     done here and now has "seconds", the time that it took. Exceptions of the types `through` are raised. A process that
@@ -34,7 +39,7 @@ def attempt(
         if (record := records.find(spec)) is not None:
             return {"key": spec.key, "status": record["status"]}
         devices.keep_freed_memory()
-        record = run(spec, device=device, speed=speed, threads=threads)
+        record = run(spec, device=device, speed=speed, threads=threads, sharing=sharing)
         seconds = record.get("prune_seconds", 0) + record.get("train_seconds", 0)
         return {"key": spec.key, "status": record["status"], "seconds": seconds}
     except Stopped:
@@ -72,7 +77,7 @@ def requests(stream: TextIO) -> "queue.SimpleQueue[dict[str, Any]]":
 
 
 def main() -> None:
-    """Serve requests {"run": fields, "device", "threads", "speed"} until the driver closes the stream."""
+    """Serve requests {"run": fields, "device", "threads", "speed", "sharing"} until the driver closes the stream."""
     # Answers keep the real standard output to themselves; whatever else prints goes to the log.
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
@@ -80,7 +85,7 @@ def main() -> None:
     while True:
         request = waiting.get()
         speed = Speed(**request["speed"]) if request.get("speed") else None
-        answer = attempt(Run(**request["run"]), request["device"], request["threads"], speed)
+        answer = attempt(Run(**request["run"]), request["device"], request["threads"], speed, request["sharing"])
         print(json.dumps(answer), file=answers, flush=True)
 
 

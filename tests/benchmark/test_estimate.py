@@ -86,6 +86,19 @@ def test_records_on_this_kind_of_device_count_instead(measured, record):
     assert higher["hours"] * 3600 == pytest.approx(16 * 7.0 + 9.0)
 
 
+def test_records_of_runs_that_shared_a_gpu_count_for_their_share(measured, record):
+    for seed, sharing in ((1, 4), (2, 1), (3, 1)):
+        record(
+            replace(FULL, seed=seed),
+            **HERE,
+            train_seconds=100.0 * sharing,
+            prune_seconds=9.0 * sharing,
+            sharing=sharing,
+        )
+    (row,) = estimate([FULL], "cpu").to_dict("records")
+    assert row["hours"] * 3600 == pytest.approx(109.0)
+
+
 def test_a_more_compressed_network_says_nothing_of_a_denser_one(measured, record):
     record(FULL, **HERE, epoch_seconds=7.0)
     (row,) = estimate([replace(FULL, log10_compression=0.5), replace(FULL, seed=1)], "cpu").to_dict("records")

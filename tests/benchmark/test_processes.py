@@ -1,5 +1,6 @@
 import signal
 import threading
+from collections import deque
 from dataclasses import replace
 
 import pytest
@@ -7,7 +8,7 @@ from benchmark.drivers import epochs_saved, wait_for
 
 from synflow_lib import paths
 from synflow_lib.benchmark import claims, records, run_all
-from synflow_lib.benchmark.processes import Worker, failed
+from synflow_lib.benchmark.processes import Worker, failed, team
 from synflow_lib.benchmark.progress import Progress
 from synflow_lib.devices import Speed
 
@@ -41,6 +42,13 @@ def worker():
     yield made
     made.kill()
     made.close()
+
+
+def test_each_worker_knows_how_many_share_its_gpu():
+    with team(["cuda:0", "cuda:1", "cuda:0"], 1, None, deque(), pytest.fail) as members:
+        assert [(member.request["device"], member.request["sharing"]) for member in members] == [
+            *(("cuda:0", 2), ("cuda:1", 1), ("cuda:0", 2))
+        ]
 
 
 def test_a_killed_worker_costs_its_run_alone_which_is_tried_again(runs, deaths):

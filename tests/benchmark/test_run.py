@@ -55,10 +55,16 @@ def test_a_run_is_recorded_with_all_that_a_reader_asks(quick):
     assert record["settings"] == recipe("smoke", "digits", "mlp").settings()
     assert record["dataset_fingerprint"] == data.load("digits").fingerprint
     assert set(record["versions"]) >= {"library", "torch", "python"} and record["device_name"] == "CPU"
-    assert record["threads"] == 1 and record["device"] == "cpu" and record["peak_memory"] > 2**20
+    assert record["threads"] == record["sharing"] == 1 and record["device"] == "cpu" and record["peak_memory"] > 2**20
     assert record["speed"] == asdict(Speed.auto(CPU))
     assert record["created"].endswith("+00:00") and record["git_revision"]
     assert record["prune_seconds"] >= 0 and record["train_seconds"] > 0
+
+
+def test_a_record_says_how_many_runs_shared_the_gpu(monkeypatch):
+    monkeypatch.setattr(provenance, "device_name", lambda name: name)
+    found = [module.circumstances(torch.device(kind), Speed(), 1, 3) for kind in ("cuda:0", "cpu")]
+    assert [about["sharing"] for about in found] == [3, 1]
 
 
 def test_a_recorded_run_is_not_run_again(quick, monkeypatch):

@@ -8,11 +8,14 @@ import pytest
 from benchmark.drivers import wait_for
 
 from synflow_lib import devices
-from synflow_lib.benchmark import claims, records
+from synflow_lib.benchmark import claims, records, worker
 from synflow_lib.benchmark.worker import attempt
+from synflow_lib.devices import Speed
 from synflow_lib.errors import InputError
 from synflow_lib.training import checkpoint
 from synflow_lib.training.checkpoint import STOP
+
+HERE = {"device": "cpu", "threads": 1, "speed": None, "sharing": 1}
 
 
 def test_attempt_tells_the_status(quick):
@@ -80,7 +83,7 @@ def test_a_worker_answers_in_json_and_ends_with_its_driver(quick):
     process = subprocess.Popen(
         [sys.executable, "-m", "synflow_lib.benchmark.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
-    request = {"run": asdict(quick), "device": "cpu", "threads": 1, "speed": None}
+    request = {"run": asdict(quick), **HERE}
     with process:
         print(json.dumps(request), file=process.stdin, flush=True)
         assert json.loads(process.stdout.readline())["status"] == "done"
@@ -89,8 +92,15 @@ def test_a_worker_answers_in_json_and_ends_with_its_driver(quick):
     assert records.find(quick)["threads"] == 1
 
 
+def test_an_attempt_tells_the_run_its_means(quick, monkeypatch):
+    asked = []
+    monkeypatch.setattr(worker, "run", lambda spec, **means: asked.append(means) or {"status": "done"})
+    attempt(quick, "cuda:1", 2, Speed(fused=True), 3)
+    assert asked == [{"device": "cuda:1", "threads": 2, "speed": Speed(fused=True), "sharing": 3}]
+
+
 def test_a_worker_is_told_to_stop_while_it_works(slow):
-    lines = [{"run": asdict(slow), "device": "cpu", "threads": 1, "speed": None}, {"stop": True}]
+    lines = [{"run": asdict(slow), **HERE}, {"stop": True}]
     process = subprocess.Popen(
         [sys.executable, "-m", "synflow_lib.benchmark.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
