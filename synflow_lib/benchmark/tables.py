@@ -53,6 +53,7 @@ def row(record: Mapping[str, Any]) -> dict[str, Any]:
         "density": 1 / record["compression"] if record.get("compression") else None,
         "lowest_density": min((layer["density"] for layer in record.get("layers", ())), default=None),
         **record.get("savings", {}),
+        "sharing": record.get("sharing", 1 if record.get("device") == "cpu" else None),  # older ones do not tell
         "speed": "+".join(name for name, on in record.get("speed", {}).items() if on),
         "torch": versions.get("torch"),
         "library": versions.get("library"),
