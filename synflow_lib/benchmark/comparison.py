@@ -32,7 +32,8 @@ def compare(ours: pd.DataFrame, authors: pd.DataFrame | None = None) -> pd.DataF
     rows = []
     for cell, theirs in authors[authors["log10_compression"].isin(compressions)].groupby(CELL, sort=False):
         for recipe in recipes:
-            keys = [Run(*cell, seed, recipe).key for seed in seeds]
+            runs = [Run(*cell, seed, recipe) for seed in seeds]
+            keys = [run.key for run in runs if run.recipe == recipe]  # "fast:epochs=16" may be `fast` itself here
             if len(found := known.loc[[key for key in keys if key in known.index]]):
                 rows.append(dict(zip(CELL, cell, strict=True)) | {"recipe": recipe} | difference(found, theirs))
     return pd.DataFrame(rows, columns=COLUMNS)

@@ -15,6 +15,7 @@ from synflow_lib.benchmark.engines import run_all
 from synflow_lib.benchmark.grid import SAME_NETWORK, Run, grid
 from synflow_lib.benchmark.tables import COLUMNS, FIELDS, NEEDED, ordered, read, row, settings_hash, typed, write
 from synflow_lib.errors import InputError
+from synflow_lib.training import spelled
 
 __all__ = [
     "committed",
@@ -103,7 +104,7 @@ def panel(
     own = own[[not records.run_of(row).changed for row in own.to_dict("records")]]
     if own.empty:
         return own
-    recipe = recipe or own["recipe"].value_counts().index[0]
+    recipe = spelled(recipe, dataset, model) if recipe else own["recipe"].value_counts().index[0]
     own = own[own["recipe"] == recipe]
     pruned = own[own["log10_compression"] > 0]  # of the dense network the name of the pruner says nothing
     pruners = (pruned if len(pruned) else own)["pruner"].unique()

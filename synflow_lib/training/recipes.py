@@ -118,7 +118,7 @@ def published(dataset: str, model: str) -> Recipe:
 
     The first epoch of VGG-16 on CIFAR-100, which tells the recipes apart, is in data/results/first_epochs.csv; made by
         python benchmarks/first_epochs.py --recipes published described
-    After 160 epochs they end less than a point apart (VGG-11 on CIFAR-10 by SynFlow at full width, one or two seeds each):
+    After 160 epochs they end less than a point apart (VGG-11 on CIFAR-10 by SynFlow at full width, 1 or 2 seeds):
         synflow results --compare --panels cifar10_vgg11 --recipe published described
     """
     if "resnet" in model:

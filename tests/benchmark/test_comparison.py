@@ -44,6 +44,15 @@ def test_a_difference_in_points_and_in_spreads():
     assert row["best_in_spreads"] == pytest.approx(row["best"] / spread)
 
 
+def test_a_varied_recipe_that_is_the_plain_one_elsewhere_is_not_counted_there():
+    varied = Run("tiny-imagenet", "vgg11", "snip", 1.0, 0, "described:epochs=160")
+    plain = Run("cifar10", "vgg11", "snip", 1.0, 0, "described")
+    table = compare(rows((varied, 50.0, 51.0), (plain, 90.0, 91.0)))
+    assert sorted(zip(table["dataset"], table["recipe"], strict=True)) == [
+        *(("cifar10", "described"), ("tiny-imagenet", "described:epochs=160"))
+    ]
+
+
 def test_the_pooled_deviation_is_that_of_equal_samples_and_nan_without_freedom():
     assert pooled_deviation(pd.Series([1.0, 3.0]), pd.Series([11.0, 13.0])) == pytest.approx(math.sqrt(2))
     assert pooled_deviation(pd.Series([1.0, 3.0]), pd.Series([5.0])) == pytest.approx(math.sqrt(2))
