@@ -72,6 +72,7 @@ def command(commands, name: str, function, summary: str, example: str) -> argpar
 
 
 def define_reproduce(commands) -> None:
+    """`synflow reproduce` and its options."""
     sub = command(
         *(commands, "reproduce", reproduce, "execute the chapters and index them for reading"),
         "synflow reproduce --only 07 --panels all --recipe fast",
@@ -95,6 +96,7 @@ def define_reproduce(commands) -> None:
 
 
 def define_bench(commands) -> None:
+    """`synflow bench` and its options."""
     sub = command(
         *(commands, "bench", cli_bench.bench, "prune and train networks; a run whose record exists is not run again"),
         "synflow bench --dataset cifar10 --model vgg11 --width 0.25 --pruner synflow snip --compression 10 100 "
@@ -104,6 +106,7 @@ def define_bench(commands) -> None:
 
 
 def define_status(commands) -> None:
+    """`synflow status` and its options."""
     sub = command(
         *(commands, "status", cli_bench.status, "show which runs of each panel are done, running, missing or failed"),
         "synflow status --panels cifar10 --recipe fast",
@@ -112,6 +115,7 @@ def define_status(commands) -> None:
 
 
 def define_results(commands) -> None:
+    """`synflow results` and its options."""
     sub = command(
         *(commands, "results", cli_bench.results, "write finished runs as a small CSV file, one row each"),
         "synflow results --dataset cifar10 --model vgg11 --recipe fast --out data/results/cifar10_vgg11_fast.csv",
@@ -120,6 +124,7 @@ def define_results(commands) -> None:
 
 
 def define_data(commands) -> None:
+    """`synflow data` and its options."""
     sub = command(
         *(commands, "data", data, "list the data sets, or make the named ones ready"),
         "synflow data cifar10 cifar100",
@@ -128,6 +133,7 @@ def define_data(commands) -> None:
 
 
 def define_prune(commands) -> None:
+    """`synflow prune` and its options."""
     sub = command(
         *(
             commands,
@@ -183,6 +189,7 @@ def define_prune(commands) -> None:
 
 
 def define_audit(commands) -> None:
+    """`synflow audit` and its options."""
     sub = command(
         *(commands, "audit", audit, "print the numbers behind the findings of ERRATA.md, from the authors' own tables"),
         "synflow audit 3 8",

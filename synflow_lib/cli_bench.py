@@ -188,7 +188,7 @@ def check_recipes(names: Iterable[str], chosen: list[tuple[str, str]] | None) ->
     """Raise InputError for a name that is no recipe, on the `chosen` panels where it is for these."""
     from synflow_lib.training import recipe
 
-    for name, pair in product(names, chosen or panels.chosen(["all"])[:1]):
+    for name, pair in product(names, chosen or panels.PANELS[:1]):
         recipe(name, *pair)
 
 

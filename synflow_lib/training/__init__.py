@@ -3,7 +3,7 @@
 from synflow_lib.training.checkpoint import Checkpoint, Stopped
 from synflow_lib.training.cost import costs, flops
 from synflow_lib.training.optim import RepeatedSGD, mask_gradients, sgd
-from synflow_lib.training.recipes import RECIPES, Recipe, recipe, spelled
+from synflow_lib.training.recipes import RECIPES, Recipe, recipe, shortened, spelled
 from synflow_lib.training.train import History, evaluate, train
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "mask_gradients",
     "recipe",
     "sgd",
+    "shortened",
     "spelled",
     "train",
 ]

@@ -207,6 +207,12 @@ def spelled(name: str, dataset: str, model: str) -> str:
         return name
 
 
+def shortened(name: str) -> str:
+    """The name of a recipe for a table: of several changed values the first, "fast:epochs=20,…"."""
+    first, comma, _ = name.partition(",")
+    return f"{first},…" if comma else first
+
+
 def _truth(text: str) -> bool:
     return {"True": True, "False": False}[text]
 

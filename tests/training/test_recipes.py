@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from synflow_lib.data import DATASETS
 from synflow_lib.errors import InputError
 from synflow_lib.models import MODELS, add_identity_scales, build
-from synflow_lib.training import RECIPES, Recipe, recipe, spelled
+from synflow_lib.training import RECIPES, Recipe, recipe, shortened, spelled
 
 # Tanaka et al. 2020, appendix: epochs, learning rate, drops, factor, weight decay.
 PAPER = {
@@ -129,6 +129,11 @@ def test_there_is_one_spelling_and_a_recipe_that_is_not_changed_keeps_its_name()
     assert spelled("fast:crop=2,epochs=6", "digits", "mlp") == "fast:crop=2"
     assert recipe("fast:epochs=16", "cifar10", "vgg11") == recipe("fast", "cifar10", "vgg11")
     assert [spelled(name, "digits", "mlp") for name in ("fats", "fast:epoch=2")] == ["fats", "fast:epoch=2"]
+
+
+def test_a_short_name_shows_the_first_change():
+    names = ("fast", "fast:crop=2", "fast:epochs=20,batch_size=128,crop=2")
+    assert [shortened(name) for name in names] == ["fast", "fast:crop=2", "fast:epochs=20,…"]
 
 
 @pytest.mark.parametrize(
