@@ -104,7 +104,8 @@ def step_and_test(run: Run, settings: Recipe, here: Here) -> tuple[float, float]
         models.add_identity_scales(model)
     batch = min(sample.batch or settings.batch_size, settings.batch_size)
     images = random_images(run.dataset, batch * sample.steps, sample.test, here.device)
-    short = replace(settings, epochs=3, batch_size=batch, lr=0.0, schedule="steps", milestones=(), warm_up=0.0)
+    plain = {"lr": 0.0, "schedule": "steps", "milestones": (), "warm_up": 0.0, "uncropped": 0}
+    short = replace(settings, epochs=3, batch_size=batch, **plain)
     curve = train(model, images, short, device=here.device, speed=here.speed).curve
     clock = [row["seconds"] for row in curve]
     began = time.perf_counter()

@@ -28,12 +28,12 @@ def normalise(images: Tensor, spec: DatasetSpec) -> Tensor:
     return images.float().div_(255).sub_(mean).div_(std)
 
 
-def crop_flip(images: Tensor, generator: torch.Generator, padding: int = 4, flip: bool = True) -> Tensor:
-    """Shift each image by its own offset of up to `padding` pixels, and mirror every other one at random.
+def crop_flip(images: Tensor, generator: torch.Generator, padding: int = 4, flip: bool | Tensor = True) -> Tensor:
+    """Shift each image by its own offset of up to `padding` pixels, and mirror each with probability 1/2.
 
     Equal in distribution to torchvision's RandomCrop(size, padding) and RandomHorizontalFlip, image by image:
     uint8 [B, C, H, W] to the same, zeros coming in from the border. The draws are made where `generator` lives, so
-    that one on the CPU gives the same images on every device.
+    that one on the CPU gives the same images on every device. `flip` as bool [B] says which are mirrored.
     """
     _require_uint8(images)
     if padding < 0:
@@ -43,9 +43,9 @@ def crop_flip(images: Tensor, generator: torch.Generator, padding: int = 4, flip
     top, left = _draw(2 * padding + 1, (2, count), generator, device)
     rows = top[:, None] + torch.arange(height, device=device)  # [B, H], in the padded image
     columns = left[:, None] + torch.arange(width, device=device)  # [B, W]
-    if flip:
-        mirrored = _draw(2, (count, 1), generator, device).bool()
-        columns = torch.where(mirrored, columns.flip(1), columns)
+    if flip is not False:
+        mirrored = _draw(2, (count,), generator, device).bool() if flip is True else flip
+        columns = torch.where(mirrored[:, None], columns.flip(1), columns)
     # One gather from flat images: twice as fast on a CPU as indexing rows and columns with two index tensors.
     pixels = (rows[:, :, None] * (width + 2 * padding) + columns[:, None, :]).flatten(1)  # [B, H * W]
     padded = F.pad(images, (padding,) * 4).flatten(2)
@@ -53,15 +53,26 @@ def crop_flip(images: Tensor, generator: torch.Generator, padding: int = 4, flip
 
 
 def train_batches(
-    dataset: Dataset, batch_size: int, generator: torch.Generator, augment: bool = True, padding: int = 4
+    dataset: Dataset,
+    batch_size: int,
+    generator: torch.Generator,
+    augment: bool = True,
+    padding: int = 4,
+    mirrored: Tensor | None = None,
 ) -> Iterator[Batch]:
     """Yield one epoch of (images float32 [B, C, H, W], labels int64 [B]), shuffled, the last smaller batch kept.
 
-    With `augment`, images are shifted by up to `padding` pixels, and mirrored where the data set allows it.
+    With `augment`, images are shifted by up to `padding` pixels, and mirrored where the data set allows it: at random,
+    or those that `mirrored` (bool, one for each training image) says.
     """
     _require_positive("batch_size", batch_size)
     order = torch.randperm(len(dataset.train_labels), generator=generator, device=generator.device)
-    return _gather(dataset, order, batch_size, generator if augment else None, padding)
+    return _gather(dataset, order, batch_size, generator if augment else None, padding, mirrored)
+
+
+def coins(dataset: Dataset, generator: torch.Generator) -> Tensor:
+    """Return one fair coin (bool, on the data set's device) for each training image."""
+    return _draw(2, (len(dataset.train_labels),), generator, dataset.train_images.device).bool()
 
 
 def test_batches(dataset: Dataset, batch_size: int = 256) -> Iterator[Batch]:
@@ -91,12 +102,18 @@ def scoring_batches(dataset: Dataset, per_class: int = 10, batch_size: int = 256
 
 
 def _gather(
-    dataset: Dataset, order: Tensor, batch_size: int, generator: torch.Generator | None, padding: int = 4
+    dataset: Dataset,
+    order: Tensor,
+    batch_size: int,
+    generator: torch.Generator | None,
+    padding: int = 4,
+    mirrored: Tensor | None = None,
 ) -> Iterator[Batch]:
     for chosen in order.to(dataset.train_images.device).split(batch_size):
         images = dataset.train_images[chosen]
         if generator is not None:
-            images = crop_flip(images, generator, padding, dataset.spec.flip)
+            turned = dataset.spec.flip and (True if mirrored is None else mirrored[chosen])
+            images = crop_flip(images, generator, padding, turned)
         yield normalise(images, dataset.spec), dataset.train_labels[chosen]
 
 

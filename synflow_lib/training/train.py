@@ -106,6 +106,7 @@ def train(
         history.curve.append({**row, "seconds": round(time.perf_counter() - started, 3), **(extra or {})})
 
     with devices.seeded(seed, device) as generator:
+        first_mirrored = data.coins(dataset, generator) if recipe.flip == "alternating" else None
         if checkpoint is not None and checkpoint.state is not None:
             history = History(**checkpoint.state["history"])
             started -= checkpoint.state["seconds"]
@@ -115,7 +116,10 @@ def train(
         for epoch in range(len(history.curve), recipe.epochs + 1 if history.status == "done" else 0):
             model.train()
             total, seen = torch.zeros((), device=device), 0
-            batches = data.train_batches(dataset, recipe.batch_size, generator, recipe.augment, recipe.crop)
+            mirrored = None if first_mirrored is None else first_mirrored ^ (epoch % 2 == 0)
+            batches = data.train_batches(
+                dataset, recipe.batch_size, generator, recipe.augment, recipe.crop_at(epoch), mirrored
+            )
             for done, (images, labels) in enumerate(islice(batches, steps)):
                 lr = recipe.lr_at(epoch - 1 + (done + 0.5) / steps)
                 for group in optimiser.param_groups:

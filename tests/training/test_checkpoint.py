@@ -3,6 +3,8 @@
 import json
 import logging
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -15,6 +17,7 @@ from synflow_lib.training import Checkpoint, Recipe, Stopped, checkpoint, train
 
 PLAIN = Recipe("mine", 4, 32, 0.05, 5e-4, "test", schedule="one-cycle", warm_up=1.0)
 REPEATED = Recipe("mine", 4, 32, 0.02, 5e-4, "test", updates=(("*.bias", 2), ("*", 3)))
+IN_TURN = replace(PLAIN, uncropped=2, flip="alternating")
 ABOUT = {"run": "toy", "numbers": (1, 2)}
 
 
@@ -37,7 +40,7 @@ def trained(toy_data, recipe, saved=None, speed=None):
     return [{k: v for k, v in row.items() if k != "seconds"} for row in history.curve], model.state_dict(), history
 
 
-@pytest.mark.parametrize("recipe", [PLAIN, REPEATED], ids=["plain", "repeated"])
+@pytest.mark.parametrize("recipe", [PLAIN, REPEATED, IN_TURN], ids=["plain", "repeated", "in turn"])
 def test_stopped_after_every_epoch_it_ends_with_the_same_bits(recipe, toy_data, tmp_path, stop):
     curve, state, _ = trained(toy_data, recipe)
     stop.set()

@@ -76,6 +76,9 @@ WRONG = [
     {"label_smoothing": -0.1},
     {"crop": -1},
     {"max_steps": 0},
+    {"uncropped": -1},
+    {"uncropped": 11},
+    {"flip": "never"},
     {"schedule": "cosine"},
     {"schedule": "one-cycle", "warm_up": 11},
 ]
@@ -112,6 +115,8 @@ def test_a_name_may_change_values():
             "augment": st.booleans(),
             "milestones": st.lists(st.integers(1, 300), max_size=3).map(tuple),
             "label_smoothing": st.floats(0, 0.9),
+            "uncropped": st.integers(0, 4),
+            "flip": st.sampled_from(["random", "alternating"]),
         },
     ),
 )

@@ -177,10 +177,64 @@ def test_compiling_changes_nothing_but_rounding(toy_data):
     assert curves[0][-1]["test_loss"] == pytest.approx(curves[1][-1]["test_loss"], rel=1e-6)
 
 
-def test_images_are_shifted_as_far_as_the_recipe_says(toy_data, monkeypatch):
-    asked = []
-    plain = data.train_batches
-    monkeypatch.setattr(data, "train_batches", lambda *a: asked.append(a[3:]) or plain(*a))
-    train(mlp(), toy_data, replace(RECIPE, epochs=1, crop=2), device="cpu")
-    assert asked == [(True, 2)]
-    assert replace(RECIPE, crop=2).settings()["crop"] == 2
+@pytest.fixture
+def seen(monkeypatch) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """The images [images, C, H, W] and labels of each epoch that is trained, as they were shown."""
+    epochs, plain = [], data.train_batches
+
+    def noted(*asked):
+        batches = list(plain(*asked))
+        epochs.append(tuple(map(torch.cat, zip(*batches, strict=True))))
+        return iter(batches)
+
+    monkeypatch.setattr(data, "train_batches", noted)
+    return epochs
+
+
+def single_points(toy_data: data.Dataset) -> data.Dataset:
+    """The toy data with one bright pixel at row 4, column 3 of 8 in every image; its value is the image's number."""
+    images = torch.zeros_like(toy_data.train_images)
+    images[:, :, 4, 3] = torch.arange(1, len(images) + 1, dtype=torch.uint8)[:, None]
+    return replace(toy_data, train_images=images)
+
+
+def points(images: torch.Tensor, spec: data.DatasetSpec) -> dict[int, tuple[int, int]]:
+    """Number of each image to where its bright pixel is."""
+    values = (images[:, 0] * spec.std[0] + spec.mean[0]).mul(255).round().int()
+    return {int(values[image, row, column]): (row, column) for image, row, column in values.nonzero().tolist()}
+
+
+def test_images_are_shifted_as_far_as_the_recipe_says(toy_data, seen):
+    recipe = replace(RECIPE, epochs=4, crop=2, uncropped=1)
+    dataset = single_points(toy_data)
+    train(mlp(), dataset, recipe, device="cpu")
+    shown = [points(images, dataset.spec).values() for images, _ in seen]
+    assert len(shown) == 4 and all(len(places) == len(dataset.train_labels) for places in shown)
+    for places in shown[:3]:
+        assert {row for row, _ in places} == {2, 3, 4, 5, 6} and {column for _, column in places} == set(range(1, 7))
+    assert set(shown[3]) == {(4, 3), (4, 4)}  # mirrored as before
+    settings = recipe.settings()
+    assert (settings["crop"], settings["uncropped"]) == (2, 1) and "flip" not in settings
+
+
+def test_alternating_shows_both_sides_of_each_image_in_two_epochs(toy_data, seen):
+    dataset = single_points(toy_data)
+    recipe = replace(RECIPE, epochs=4, crop=0, flip="alternating")
+    for seed in (0, 1):
+        train(mlp(), dataset, recipe, seed=seed, device="cpu")
+    shown = [points(images, dataset.spec) for images, _ in seen]
+    for first, second in zip(shown[:3], shown[1:4], strict=True):
+        assert all({first[image], second[image]} == {(4, 3), (4, 4)} for image in first)
+    mirrored = [sum(column == 4 for _, column in places.values()) for places in (shown[0], shown[4])]
+    assert all(0.3 < count / len(shown[0]) < 0.7 for count in mirrored)  # of 130: five standard deviations
+    assert shown[0] == shown[2] != shown[4]
+
+
+@pytest.mark.parametrize("setting", [{"augment": False}, {"spec": False}])
+def test_alternating_mirrors_nothing_where_nothing_is_mirrored(toy_data, seen, setting):
+    dataset = single_points(toy_data)
+    if "spec" in setting:
+        dataset = replace(dataset, spec=replace(dataset.spec, flip=False))
+    recipe = replace(RECIPE, epochs=2, crop=0, flip="alternating", augment=setting.get("augment", True))
+    train(mlp(), dataset, recipe, device="cpu")
+    assert all(set(points(images, dataset.spec).values()) == {(4, 3)} for images, _ in seen)
