@@ -11,7 +11,6 @@ Weights, biases, scales and shifts enter with their absolute value, so an activa
 nonnegative numbers is left out.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -95,9 +94,7 @@ class Program:
         note: Callable[[str, Tensor, Tensor], None],
         ranges: Ranges,
     ) -> bool:
-        """What `scores` does, kept in range by `ranges`; where they were known before, they tell whether it came out
-        well.
-        """
+        """What `scores` does, kept in range by `ranges`; known ones say afterwards whether it came out well."""
         values, notes = [self._ones(ranges)], []
         for step in self.steps:
             if isinstance(step, Product):
@@ -108,29 +105,27 @@ class Program:
         last = values[-1]
         counts = self.counts[:, None]
         flow = (last.values * counts).sum()
-        if ranges.known:
-            ranges.least.append(flow)
-        elif not (flow := float(flow)) < math.inf:
-            raise InputError("some weights are infinite or not a number: there is no flow to score")
+        flows = ranges.positive(flow, "some weights are infinite or not a number: there is no flow to score")
         gradients: list[Scaled | None] = [None] * len(values)
-        share = counts / flow if ranges.known or flow else counts
+        share = counts / flow if flows else counts
         gradients[-1] = Scaled(share.expand_as(last.values), -last.exponent, ranges)
 
         largest = torch.finfo(last.values.dtype).max / 1e9
 
         def noted(weight: str, gradient: Scaled, read: Scaled) -> None:
+            """Give both factors of a layer's scores to `note`, once what is beside them is multiplied in."""
             power = bounded(gradient.exponent + read.exponent, read.values.dtype)
-            if power > CHECKED and ranges.known:
-                ranges.least.append(largest - gradient.values.max() * 2.0**power)
-            elif power > CHECKED and not float(gradient.values.max()) * 2.0**power < largest:
-                raise InputError(f"the scores of {weight!r} are out of range: score in float64 (model.double())")
+            if power > CHECKED:
+                wrong = f"the scores of {weight!r} are out of range: score in float64 (model.double())"
+                if not ranges.positive(largest - gradient.values.max() * 2.0**power, wrong):
+                    raise InputError(wrong)
             note(weight, gradient.values * 2.0**power if power else gradient.values, read.values)
 
         for step, kept in zip(reversed(self.steps), reversed(notes), strict=True):
             gradient = gradients.pop()
             for index, part in zip(step.inputs, step.backward(gradient, kept, state, noted), strict=True):
                 gradients[index] = part.plus(gradients[index])
-        return bool(ranges.known) or flow != 0
+        return flows
 
 
 def program(model: nn.Module, graph: fx.Graph, input_shape: Sequence[int], like: Tensor) -> Program | None:

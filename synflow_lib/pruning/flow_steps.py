@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from synflow_lib.errors import InputError
+
 BLOCK = 1 << 19  # scores that are made together: two MB
 LARGE = 25_000_000  # multiplications of a large product
 IN_RANGE = 2.0**20  # a value between 1/this and this is not rescaled
@@ -74,6 +76,19 @@ class Ranges:
         top = float(values.max())
         self.magnitudes.append(None if top == 0 else exponent + math.frexp(top)[1])
         return 0 if not 0 < top < math.inf or _in_range(top) else bounded(math.frexp(top)[1], values.dtype)
+
+    def positive(self, number: Tensor, wrong: str) -> bool:
+        """Whether `number` is above 0; raises InputError(`wrong`) where it is not finite.
+
+        With known magnitudes it is taken to be so for now: `held` looks.
+        """
+        if self.known:
+            self.least.append(number)
+            return True
+        looked = float(number)
+        if not math.isfinite(looked):
+            raise InputError(wrong)
+        return looked > 0
 
     def held(self) -> bool:
         """Whether everything came into range by what was known; `magnitudes` are then up to date."""
