@@ -1,5 +1,6 @@
 """Every test runs in folders of its own; only the data sets, which never change once made, are shared."""
 
+import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +29,14 @@ def interruptible() -> None:
 @pytest.fixture(scope="session")
 def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(scope="session")
+def real_images() -> Path:
+    """The folder with the real data sets; tests that need them are skipped where it is not named."""
+    if "SYNFLOW_TEST_IMAGES" not in os.environ:
+        pytest.skip("SYNFLOW_TEST_IMAGES names no folder with the real images")
+    return Path(os.environ["SYNFLOW_TEST_IMAGES"])
 
 
 @pytest.fixture(autouse=True)

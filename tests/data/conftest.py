@@ -1,7 +1,6 @@
 """A folder for data sets, the real images where there are any, and a web server on localhost that can misbehave."""
 
 import hashlib
-import os
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -18,14 +17,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where data sets are kept during the test."""
     monkeypatch.setenv("SYNFLOW_DATA", str(tmp_path / "data"))
     return tmp_path / "data"
-
-
-@pytest.fixture(scope="session")
-def real_images() -> Path:
-    """The folder with the real data sets; tests that need them are skipped where it is not named."""
-    if "SYNFLOW_TEST_IMAGES" not in os.environ:
-        pytest.skip("SYNFLOW_TEST_IMAGES names no folder with the real images")
-    return Path(os.environ["SYNFLOW_TEST_IMAGES"])
 
 
 @pytest.fixture
