@@ -87,6 +87,14 @@ def test_padding_and_flip(padding: int, flip: bool, outcomes: int, generator: to
     assert len(drawn) == outcomes and (flip or not any(mirrored for *_, mirrored in drawn))
 
 
+def test_the_images_to_mirror_can_be_told(generator: torch.Generator) -> None:
+    images, chosen = noise(6, side=8), torch.tensor([True, False, False, True, True, False])
+    expected = torch.where(chosen[:, None, None, None], images.flip(-1), images)
+    assert torch.equal(data.crop_flip(images, generator, 0, chosen), expected)
+    shifted = data.crop_flip(images, torch.Generator().manual_seed(7), 2, ~chosen & chosen)
+    assert torch.equal(shifted, data.crop_flip(images, torch.Generator().manual_seed(7), 2, flip=False))
+
+
 def test_images_need_not_be_square(generator: torch.Generator) -> None:
     images = torch.arange(2 * 3 * 5 * 7, dtype=torch.uint8).view(2, 3, 5, 7)
     assert data.crop_flip(images, generator).shape == (2, 3, 5, 7)
