@@ -28,7 +28,7 @@ OPTIONS = {"width": 1.0, "iterations": None, "schedule": "exponential", "scope":
 OPTIONS |= {"invert": False, "shuffle": False, "reinitialise": False, "cycles": 0, "no_rewind": False}
 OPTIONS |= {"isometry": False, "loss": "supervised", "source": ""}
 SHOWN = ["dataset", "model", "pruner", "compression", "seed", "recipe", "status", "accuracy_last", "accuracy_best"]
-RECIPE_HELP = "published, described, fast (default) or smoke; with other values as in fast:epochs=20,crop=2"
+RECIPE_HELP = "published, described, fast (default), page or smoke; with other values as in fast:epochs=10,crop=3"
 PANELS_HELP = "panels of figure 6: all, or data sets, models or pairs such as cifar10_vgg16"
 
 

@@ -27,7 +27,7 @@ class Run:
 
     The network `model` (with `seed` for its weights, its batches and random scores) is pruned by `pruner` to
     the ratio rho = 10**log10_compression and then trained by `recipe`, a name as `training.recipe` takes it, with
-    other values where it says so ("fast:epochs=20"). `iterations` None is the method's own
+    other values where it says so ("fast:epochs=10"). `iterations` None is the method's own
     (100 for synflow, else 1); `schedule`, `scope`, `train_mode` and `invert` are those of `prune`. `shuffle`
     permutes each layer's mask, `reinitialise` draws new weights after pruning. With `cycles` n > 0 it is
     iterative magnitude pruning (or the like): n times train, then prune the trained weights to rho^(i/n), and

@@ -7,9 +7,11 @@ from synflow_lib.benchmark import Run, grid, published_grid
 from synflow_lib.benchmark import measurement as measurement_module
 from synflow_lib.benchmark.estimate import estimate, parallel, report
 from synflow_lib.benchmark.measurement import Sample
+from synflow_lib.training import recipe
 
 TINY = Sample(batch=2, steps=1, test=2, scoring=2)
 FULL = Run("cifar10", "vgg11", "synflow", 1.0, 0, "fast")
+EPOCHS = recipe("fast", "cifar10", "vgg11").epochs
 HERE = {"device_name": "CPU", "threads": 1}
 
 
@@ -37,7 +39,7 @@ def test_the_hours_are_those_of_the_parts(measured):
     )
     epoch = 50_000 * 1e-3 + 10_000 * 1e-4
     assert row["epoch_seconds"] == pytest.approx(epoch) and (row["runs"], row["trainings"]) == (3, 3)
-    assert row["hours"] * 3600 == pytest.approx(3 * 16 * epoch + 3 + 3)  # nothing is pruned at compression 1
+    assert row["hours"] * 3600 == pytest.approx(3 * EPOCHS * epoch + 3 + 3)  # nothing is pruned at compression 1
     assert row["source"] == "measured" and measured == [("cifar10", "vgg11"), "synflow", "snip"]
 
 
@@ -83,7 +85,7 @@ def test_records_on_this_kind_of_device_count_instead(measured, record):
     assert (row["runs"], row["trainings"], row["source"]) == (1, 1, "records") and measured == []
     assert row["hours"] * 3600 == pytest.approx(110.0)  # the median, of the same pruner and compression
     (higher,) = estimate([replace(FULL, log10_compression=2.0)], "cpu").to_dict("records")
-    assert higher["hours"] * 3600 == pytest.approx(16 * 7.0 + 9.0)
+    assert higher["hours"] * 3600 == pytest.approx(EPOCHS * 7.0 + 9.0)
 
 
 def test_records_of_runs_that_shared_a_gpu_count_for_their_share(measured, record):

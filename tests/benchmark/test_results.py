@@ -141,8 +141,8 @@ def test_a_panel_is_that_of_one_recipe_with_the_dense_network_under_each_pruner(
         ]  # fmt: skip
         assert set(panel["model"]) == {model} and set(panel["recipe"]) == {"fast"}
     assert results.panel("cifar10", "resnet18", recipe="published")["log10_compression"].tolist() == [2.0]
-    record(replace(base, recipe="fast:epochs=20,crop=2"))
-    assert len(results.panel("cifar10", "resnet18", recipe="fast:crop=2,epochs=20")) == 1
+    record(replace(base, recipe="fast:epochs=10,crop=3"))
+    assert len(results.panel("cifar10", "resnet18", recipe="fast:crop=3,epochs=10")) == 1
     assert results.panel("cifar10", "resnet18", width=0.5).empty and results.panel("cifar10", "vgg11").empty
 
 

@@ -46,8 +46,8 @@ def test_a_chosen_panel_is_shown_without_records_and_the_others_are_not(record):
     assert len(list(status.report([("cifar10", "vgg11"), ("cifar100", "vgg16")]))) == 3
     (published, _) = status.report([("cifar10", "vgg11")], ["published"])
     assert "recipe published: 183 missing" in published
-    (varied, _) = status.report([("cifar10", "vgg11")], ["fast:crop=2,epochs=20"])
-    assert "recipe fast:epochs=20,crop=2: 183 missing" in varied
+    (varied, _) = status.report([("cifar10", "vgg11")], ["fast:crop=3,epochs=10"])
+    assert "recipe fast:epochs=10,crop=3: 183 missing" in varied
 
 
 def test_a_panel_whose_first_runs_are_at_work_is_shown(monkeypatch):
