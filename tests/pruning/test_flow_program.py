@@ -227,6 +227,14 @@ def test_known_magnitudes_that_do_not_hold_are_not_used(monkeypatch):
 def test_a_pass_holds_where_its_flow_and_scores_do_too(least, held):
     ranges = Ranges([5, None])
     assert ranges.power(torch.tensor([20.0]), 0) == 0 == ranges.power(torch.zeros(1), 3)
-    ranges.least.append(torch.tensor(least))
+    assert ranges.positive(torch.tensor(least), "wrong")  # for now
     assert ranges.held() is held
     assert ranges.magnitudes == ([5, None] if held else [])
+
+
+def test_a_number_that_is_looked_at_counts_at_once():
+    ranges = Ranges()
+    assert ranges.positive(torch.tensor(1.0), "wrong") and not ranges.positive(torch.tensor(0.0), "wrong")
+    for number in (torch.inf, -torch.inf, torch.nan):
+        with pytest.raises(ValueError, match="out of range"):
+            ranges.positive(torch.tensor(number), "out of range")
