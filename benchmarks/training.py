@@ -250,7 +250,7 @@ def turn_recipe(arguments: argparse.Namespace, name: str) -> Recipe:
     """The recipe with a turn for an epoch, and a learning rate that changes nothing."""
     known = training.recipe(arguments.recipe, arguments.dataset, name)
     turns = {"epochs": arguments.turns + 1, "max_steps": arguments.steps, "batch_size": arguments.batch_size}
-    return replace(known, **turns, lr=0.0, schedule="steps", milestones=(), warm_up=0.0, uncropped=0)
+    return known.without_learning(**turns)
 
 
 class Side:

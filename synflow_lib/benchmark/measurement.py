@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -104,8 +104,7 @@ def step_and_test(run: Run, settings: Recipe, here: Here) -> tuple[float, float]
         models.add_identity_scales(model)
     batch = min(sample.batch or settings.batch_size, settings.batch_size)
     images = random_images(run.dataset, batch * sample.steps, sample.test, here.device)
-    plain = {"lr": 0.0, "schedule": "steps", "milestones": (), "warm_up": 0.0, "uncropped": 0}
-    short = replace(settings, epochs=3, batch_size=batch, **plain)
+    short = settings.without_learning(epochs=3, batch_size=batch)
     curve = train(model, images, short, device=here.device, speed=here.speed).curve
     clock = [row["seconds"] for row in curve]
     began = time.perf_counter()

@@ -43,8 +43,8 @@ def crop_flip(images: Tensor, generator: torch.Generator, padding: int = 4, flip
     top, left = _draw(2 * padding + 1, (2, count), generator, device)
     rows = top[:, None] + torch.arange(height, device=device)  # [B, H], in the padded image
     columns = left[:, None] + torch.arange(width, device=device)  # [B, W]
-    if flip is not False:
-        mirrored = _draw(2, (count,), generator, device).bool() if flip is True else flip
+    mirrored = flip if isinstance(flip, Tensor) else _draw(2, (count,), generator, device).bool() if flip else None
+    if mirrored is not None:
         columns = torch.where(mirrored[:, None], columns.flip(1), columns)
     # One gather from flat images: twice as fast on a CPU as indexing rows and columns with two index tensors.
     pixels = (rows[:, :, None] * (width + 2 * padding) + columns[:, None, :]).flatten(1)  # [B, H * W]

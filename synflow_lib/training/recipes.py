@@ -85,6 +85,10 @@ class Recipe:
         """By how many pixels images are shifted at most in epoch `epoch`, counted from 1."""
         return self.crop if epoch <= self.epochs - self.uncropped else 0
 
+    def without_learning(self, **changes: Any) -> "Recipe":
+        """The same work at a learning rate of 0, whatever the number of epochs: for timing; `changes` as in replace."""
+        return replace(self, lr=0.0, schedule="steps", milestones=(), warm_up=0.0, uncropped=0, **changes)
+
     def updates_of(self, name: str) -> int:
         """How often a step updates the parameter `name`."""
         return next((number for pattern, number in self.updates if fnmatchcase(name, pattern)), 1)
@@ -95,8 +99,10 @@ class Recipe:
         What was added to recipes later is left out where it is not used, so that earlier records stay valid.
         """
         values = json.loads(json.dumps(asdict(self)))
-        later = {"updates": [], "identity_scales": False, "crop": 4, "uncropped": 0, "flip": "random"}
-        unused = [name for name, default in later.items() if values[name] == default]
+        later = ("updates", "identity_scales", "crop", "uncropped", "flip")
+        unused = [
+            field.name for field in fields(self) if field.name in later and vars(self)[field.name] == field.default
+        ]
         return {name: value for name, value in values.items() if name not in ("source", *unused)}
 
 

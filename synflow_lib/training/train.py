@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 
@@ -106,7 +106,7 @@ def train(
         history.curve.append({**row, "seconds": round(time.perf_counter() - started, 3), **(extra or {})})
 
     with devices.seeded(seed, device) as generator:
-        first_mirrored = data.coins(dataset, generator) if recipe.flip == "alternating" else None
+        coins = data.coins(dataset, generator) if recipe.flip == "alternating" else None
         if checkpoint is not None and checkpoint.state is not None:
             history = History(**checkpoint.state["history"])
             started -= checkpoint.state["seconds"]
@@ -116,11 +116,7 @@ def train(
         for epoch in range(len(history.curve), recipe.epochs + 1 if history.status == "done" else 0):
             model.train()
             total, seen = torch.zeros((), device=device), 0
-            mirrored = None if first_mirrored is None else first_mirrored ^ (epoch % 2 == 0)
-            batches = data.train_batches(
-                dataset, recipe.batch_size, generator, recipe.augment, recipe.crop_at(epoch), mirrored
-            )
-            for done, (images, labels) in enumerate(islice(batches, steps)):
+            for done, (images, labels) in enumerate(islice(shown(dataset, recipe, generator, epoch, coins), steps)):
                 lr = recipe.lr_at(epoch - 1 + (done + 0.5) / steps)
                 for group in optimiser.param_groups:
                     group["lr"] = lr
@@ -140,6 +136,16 @@ def train(
                 break
     optimiser.zero_grad(set_to_none=True)
     return history
+
+
+def shown(
+    dataset: "data.Dataset", recipe: Recipe, generator: torch.Generator, epoch: int, coins: Tensor | None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches of an epoch, counted from 1, augmented by `recipe`; `coins` tell which images the first one mirrors,
+    the second does the others, and so on in turn. None: at random.
+    """
+    mirrored = None if coins is None else coins ^ (epoch % 2 == 0)
+    return data.train_batches(dataset, recipe.batch_size, generator, recipe.augment, recipe.crop_at(epoch), mirrored)
 
 
 def logits(model: Callable[[Tensor], Tensor], images: Tensor, speed: Speed, dtype: torch.dtype) -> Tensor:
