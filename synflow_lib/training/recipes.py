@@ -100,9 +100,7 @@ class Recipe:
         """
         values = json.loads(json.dumps(asdict(self)))
         later = ("updates", "identity_scales", "crop", "uncropped", "flip")
-        unused = [
-            field.name for field in fields(self) if field.name in later and vars(self)[field.name] == field.default
-        ]
+        unused = [name for name in later if getattr(self, name) == getattr(Recipe, name)]  # the class has the defaults
         return {name: value for name, value in values.items() if name not in ("source", *unused)}
 
 
