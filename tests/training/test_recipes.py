@@ -49,6 +49,16 @@ def test_fast_is_page_where_nothing_better_is_known():
         assert ({**fast, "name": ""} == {**page, "name": ""}) is not tuned
 
 
+@pytest.mark.parametrize("name", list(RECIPES))
+def test_a_recipe_without_learning_may_have_any_number_of_epochs(name):
+    for dataset, model in product(DATASETS, MODELS):
+        own = recipe(name, dataset, model)
+        still = own.without_learning(epochs=1, batch_size=8)
+        assert [still.lr_at(epoch) for epoch in (0, 0.5, 1)] == [0, 0, 0]
+        assert (still.epochs, still.batch_size, still.crop_at(1)) == (1, 8, own.crop)
+        assert (still.updates, still.augment, still.flip) == (own.updates, own.augment, own.flip)
+
+
 def test_steps_drop_after_each_milestone():
     described = recipe("described", "cifar10", "vgg16")
     assert [described.lr_at(epoch) for epoch in (0, 59.99, 60, 119.99, 120, 159.99)] == pytest.approx(
