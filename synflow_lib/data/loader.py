@@ -16,6 +16,7 @@ from synflow_lib.data.store import Dataset
 from synflow_lib.errors import InputError
 
 Batch = tuple[Tensor, Tensor]
+AT_ONCE = {"cuda": 16}  # batches that are augmented together on a device, where launching kernels takes the time
 
 
 def normalise(images: Tensor, spec: DatasetSpec) -> Tensor:
@@ -36,14 +37,28 @@ def crop_flip(images: Tensor, generator: torch.Generator, padding: int = 4, flip
     that one on the CPU gives the same images on every device. `flip` as bool [B] says which are mirrored.
     """
     _require_uint8(images)
+    shifts, mirrored = _draws(len(images), generator, padding, flip, images.device)
+    return _moved(images, shifts, mirrored, padding)
+
+
+def _draws(
+    count: int, generator: torch.Generator, padding: int, flip: bool | Tensor, device: torch.device
+) -> tuple[Tensor, Tensor | None]:
+    """Offsets [2, count], from the top and the left of the padded image, and which images are mirrored (None: none)."""
     if padding < 0:
         raise InputError(f"padding must be 0 or more pixels, not {padding}")
+    shifts = _draw(2 * padding + 1, (2, count), generator, device)
+    if not isinstance(flip, Tensor):
+        flip = _draw(2, (count,), generator, device).bool() if flip else None
+    return shifts, flip
+
+
+def _moved(images: Tensor, shifts: Tensor, mirrored: Tensor | None, padding: int) -> Tensor:
+    """The images, shifted and mirrored."""
     count, channels, height, width = images.shape
-    device = images.device
-    top, left = _draw(2 * padding + 1, (2, count), generator, device)
+    device, (top, left) = images.device, shifts
     rows = top[:, None] + torch.arange(height, device=device)  # [B, H], in the padded image
     columns = left[:, None] + torch.arange(width, device=device)  # [B, W]
-    mirrored = flip if isinstance(flip, Tensor) else _draw(2, (count,), generator, device).bool() if flip else None
     if mirrored is not None:
         columns = torch.where(mirrored[:, None], columns.flip(1), columns)
     # One gather from flat images: twice as fast on a CPU as indexing rows and columns with two index tensors.
@@ -109,12 +124,22 @@ def _gather(
     padding: int = 4,
     mirrored: Tensor | None = None,
 ) -> Iterator[Batch]:
-    for chosen in order.to(dataset.train_images.device).split(batch_size):
+    device = dataset.train_images.device
+    batches = order.to(device).split(batch_size)
+    together = AT_ONCE.get(device.type, 1)
+    for first in range(0, len(batches), together):
+        several = batches[first : first + together]
+        chosen = torch.cat(several) if len(several) > 1 else several[0]
         images = dataset.train_images[chosen]
-        if generator is not None:
-            turned = dataset.spec.flip and (True if mirrored is None else mirrored[chosen])
-            images = crop_flip(images, generator, padding, turned)
-        yield normalise(images, dataset.spec), dataset.train_labels[chosen]
+        if generator is not None:  # drawn batch by batch, so that an epoch is the same however many are done together
+            flips = [dataset.spec.flip and (True if mirrored is None else mirrored[batch]) for batch in several]
+            drawn = [
+                _draws(len(batch), generator, padding, flip, device) for batch, flip in zip(several, flips, strict=True)
+            ]
+            shifts, turned = zip(*drawn, strict=True)
+            images = _moved(images, torch.cat(shifts, 1), None if turned[0] is None else torch.cat(turned), padding)
+        normal, labels = normalise(images, dataset.spec), dataset.train_labels[chosen]
+        yield from zip(normal.split(batch_size), labels.split(batch_size), strict=True)
 
 
 def _draw(below: int, shape: tuple[int, ...], generator: torch.Generator, device: torch.device) -> Tensor:

@@ -9,6 +9,7 @@ from scipy.stats import chisquare
 from torchvision import transforms
 
 from synflow_lib import data
+from synflow_lib.data import loader
 from synflow_lib.data.specs import DatasetSpec
 from synflow_lib.errors import InputError
 
@@ -93,6 +94,21 @@ def test_the_images_to_mirror_can_be_told(generator: torch.Generator) -> None:
     assert torch.equal(data.crop_flip(images, generator, 0, chosen), expected)
     shifted = data.crop_flip(images, torch.Generator().manual_seed(7), 2, ~chosen & chosen)
     assert torch.equal(shifted, data.crop_flip(images, torch.Generator().manual_seed(7), 2, flip=False))
+
+
+@pytest.mark.parametrize("how", ["plain", "random", "told"])
+def test_batches_that_are_augmented_together_are_the_same(how: str, dataset: data.Dataset, monkeypatch) -> None:
+    """12 images in batches of 5: two together, then one with the last two."""
+    coins = torch.arange(12) % 3 == 0
+    found = []
+    for together in (1, 2):
+        monkeypatch.setitem(loader.AT_ONCE, "cpu", together)
+        told = coins if how == "told" else None
+        batches = data.train_batches(dataset, 5, torch.Generator().manual_seed(2), how != "plain", 2, told)
+        found.append(list(batches))
+    assert [len(labels) for _, labels in found[1]] == [5, 5, 2]
+    for (images, labels), (others, same) in zip(*found, strict=True):
+        assert torch.equal(images, others) and torch.equal(labels, same)
 
 
 def test_images_need_not_be_square(generator: torch.Generator) -> None:
