@@ -5,7 +5,8 @@ is recorded is everything from a batch to the masked gradients; the optimiser's 
 rate may change.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -55,12 +56,14 @@ def record(step: Step, model: nn.Module, images: Tensor, labels: Tensor) -> tupl
     with torch.cuda.device(device):
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(WARM_UP):
-                step(images, labels)
-        torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         try:
+            with torch.cuda.stream(side):
+                for _ in range(WARM_UP - 1):
+                    step(images, labels)
+                with no_waiting():
+                    step(images, labels)
+            torch.cuda.current_stream().wait_stream(side)
             # Other threads of the process may use the device meanwhile.
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 loss = step(images, labels)
@@ -76,3 +79,17 @@ def record(step: Step, model: nn.Module, images: Tensor, labels: Tensor) -> tupl
         buffer.copy_(value)
     torch.cuda.set_rng_state(random, device)
     return graph.replay, loss
+
+
+@contextmanager
+def no_waiting() -> Iterator[None]:
+    """Raise RuntimeError where the block waits for the device, as no recording may.
+
+    A recording that fails leaves PyTorch's random numbers on the device unusable, so it is found out before.
+    """
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
