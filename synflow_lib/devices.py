@@ -53,7 +53,7 @@ class Speed:
     """What may make training faster; all off is plain float32 PyTorch. Model and data decide the result, not
     these: bfloat16 rounds, so runs differ in the last digits, but nothing here changes what is trained.
 
-    The first five are the business of `training.train`, the last two of `benchmark.run`.
+    The first six are the business of `training.train`, the last two of `benchmark.run`.
     """
 
     bfloat16: bool = False  # autocast: products in bfloat16, weights and sums in the model's dtype
@@ -61,6 +61,7 @@ class Speed:
     fused: bool = False  # the whole optimiser step in one kernel
     graphs: bool = False  # replay the step as a CUDA graph: for networks that compute faster than they launch
     compile: bool = False  # torch.compile: fewer, larger kernels
+    skip_biases: bool = False  # in front of BatchNorm, which cancels them: leave them as they are (`optim.idle_biases`)
     compact: bool = False  # train the smaller network that the masks leave, where they leave one
     skip_disconnected: bool = False  # a network cut in two answers a constant: compute its accuracy, do not train it
 
@@ -75,7 +76,7 @@ class Speed:
         savings = {"compact": True, "skip_disconnected": True}
         if device.type == "cuda":
             bfloat16 = torch.cuda.is_bf16_supported()
-            return Speed(bfloat16=bfloat16, channels_last=True, fused=True, graphs=True, **savings)
+            return Speed(bfloat16=bfloat16, channels_last=True, fused=True, graphs=True, skip_biases=True, **savings)
         if device.type == "cpu":
             return Speed(bfloat16=cpu_has_bfloat16(), channels_last=True, fused=True, **savings)
         return Speed(**savings)

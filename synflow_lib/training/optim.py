@@ -1,32 +1,35 @@
 """The optimisers: plain SGD, the repeated updates that made the published numbers, and masked gradients."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import lru_cache
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from synflow_lib.devices import Speed
+from synflow_lib.models.flow_graph import BATCH_NORM, CONVOLUTION
 from synflow_lib.pruning.masks import check_masks
 from synflow_lib.training.recipes import Recipe
 
 
 def sgd(model: nn.Module, recipe: Recipe, speed: Speed) -> torch.optim.Optimizer:
-    """SGD over every parameter, each listed once; weight decay on all of them, biases and BatchNorm too (as
-    the authors do). The learning rate is set before each step by the loop. A recipe with `updates` gets `RepeatedSGD`.
+    """SGD over every parameter, each listed once; weight decay on all of them, biases and BatchNorm too (as the authors
+    do), or by `recipe.decayed` on those of two dimensions and more. The learning rate is set before each step by the
+    loop. A recipe with `updates` gets `RepeatedSGD`.
     """
-    options = {"lr": recipe.lr, "momentum": recipe.momentum, "weight_decay": recipe.weight_decay}
+    kinds: dict[tuple[int, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        decay = recipe.weight_decay if recipe.decayed == "all" or parameter.dim() > 1 else 0.0
+        kinds.setdefault((recipe.updates_of(name), decay), []).append(parameter)
+    options = {"lr": recipe.lr, "momentum": recipe.momentum}
     if recipe.updates:
-        groups: dict[int, list[nn.Parameter]] = {}
-        for name, parameter in model.named_parameters():
-            groups.setdefault(recipe.updates_of(name), []).append(parameter)
-        return RepeatedSGD([{"params": part, "updates": k} for k, part in groups.items()], **options)
-    return torch.optim.SGD(
-        model.parameters(),
-        nesterov=recipe.nesterov,
-        **options,
-        **({"fused": True} if speed.fused else {"foreach": True}),
-    )
+        groups = [{"params": part, "updates": k, "weight_decay": decay} for (k, decay), part in kinds.items()]
+        return RepeatedSGD(groups, **options)
+    groups = [{"params": part, "weight_decay": decay} for (_, decay), part in kinds.items()]
+    how = {"fused": True} if speed.fused else {"foreach": True}
+    return torch.optim.SGD(groups, nesterov=recipe.nesterov, **options, **how)
 
 
 class RepeatedSGD(torch.optim.Optimizer):
@@ -110,3 +113,41 @@ def mask_gradients(model: nn.Module, masks: Mapping[str, Tensor] | None) -> Call
             torch._foreach_mul_([weight.grad for weight in weights], factors)
 
     return zero_pruned
+
+
+def idle_biases(model: nn.Module) -> list[nn.Parameter]:
+    """The biases that training does not move: those of convolutions whose output a BatchNorm reads, and nothing else.
+
+    In train mode it takes the mean over the batch away again, so the loss does not depend on them and their gradients
+    are zero (rounding apart), at the price of a sum over all positions each. `model` must be in train mode. None where
+    torch.fx cannot follow the model's code.
+    """
+    try:
+        nodes = fx.symbolic_trace(model).graph.nodes
+    except Exception:  # the model's own code runs here, on stand-ins for tensors, and may raise anything
+        return []
+    modules = dict(model.named_modules())
+    owners = Counter(parameter for module in model.modules() for parameter in module.parameters(recurse=False))
+    cancelled: dict[nn.Parameter, bool] = {}
+    for node in nodes:
+        module = modules.get(node.target) if node.op == "call_module" else None
+        if isinstance(module, CONVOLUTION) and module.bias is not None and owners[module.bias] == 1:
+            readers = [modules.get(user.target) if user.op == "call_module" else None for user in node.users]
+            normed = len(readers) == 1 and isinstance(readers[0], BATCH_NORM) and readers[0].training
+            cancelled[module.bias] = normed and cancelled.get(module.bias, True)
+    read = {node.target for node in nodes if node.op == "get_attr"}
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    return [bias for bias, yes in cancelled.items() if yes and names[bias] not in read]
+
+
+@contextmanager
+def left_alone(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Let the block make no gradients of `parameters`; those that had some will have again afterwards."""
+    asked = [parameter for parameter in parameters if parameter.requires_grad]
+    try:
+        for parameter in asked:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in asked:
+            parameter.requires_grad_(True)

@@ -15,7 +15,7 @@ from synflow_lib.devices import Speed
 from synflow_lib.pruning.masks import apply_masks
 from synflow_lib.training.checkpoint import Checkpoint
 from synflow_lib.training.graphs import Replayed
-from synflow_lib.training.optim import mask_gradients, sgd
+from synflow_lib.training.optim import idle_biases, left_alone, mask_gradients, sgd
 from synflow_lib.training.recipes import Recipe
 
 LOOK_EVERY = 50  # steps between two looks at the loss: a look waits for the device, so not at every step
@@ -105,7 +105,8 @@ def train(
         extra = on_epoch(epoch, model) if on_epoch else None
         history.curve.append({**row, "seconds": round(time.perf_counter() - started, 3), **(extra or {})})
 
-    with devices.seeded(seed, device) as generator:
+    idle = idle_biases(model.train()) if speed.skip_biases else ()
+    with devices.seeded(seed, device) as generator, left_alone(idle):
         coins = data.coins(dataset, generator) if recipe.flip == "alternating" else None
         if checkpoint is not None and checkpoint.state is not None:
             history = History(**checkpoint.state["history"])

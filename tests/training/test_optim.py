@@ -4,6 +4,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 from torch.func import functional_call
 from toys import NETWORKS, conv_chain, mlp
 
@@ -12,6 +13,7 @@ from synflow_lib import data, devices
 from synflow_lib.devices import Speed
 from synflow_lib.errors import InputError
 from synflow_lib.training import Recipe, mask_gradients, sgd, train
+from synflow_lib.training.optim import idle_biases
 
 RECIPE = Recipe("mine", 3, 32, 0.05, 5e-4, "test")
 
@@ -155,3 +157,96 @@ def test_a_parameter_without_gradient_stays_as_it_is():
     before = deepcopy(list(model.parameters()))
     optimiser.step()
     assert all(torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True))
+
+
+@pytest.mark.parametrize("updates", [(), (("classifier*", 2), ("*", 3))])
+def test_weight_decay_can_be_of_weights_alone(updates):
+    """Without gradients of its own, a step is the decay."""
+    model = sf.models.build("vgg11", "digits", width=0.05).double()
+    recipe = replace(RECIPE, weight_decay=0.1, decayed="weights", updates=updates)
+    optimiser = sgd(model, recipe, Speed())
+    before = {name: parameter.detach().clone().add_(1) for name, parameter in model.named_parameters()}
+    for name, parameter in model.named_parameters():
+        parameter.data.copy_(before[name])
+        parameter.grad = torch.zeros_like(parameter)
+    optimiser.step()
+    smaller = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
+    assert smaller == {name for name, parameter in model.named_parameters() if parameter.dim() > 1}
+
+
+def with_idle_biases() -> nn.Module:
+    """Two convolutions in front of BatchNorm, one that is not, and a linear layer, all with a bias that is not zero."""
+    torch.manual_seed(0)
+    norms = [nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 5, 3), nn.ReLU(), nn.Conv2d(5, 4, 3), nn.BatchNorm2d(4)]
+    model = nn.Sequential(nn.Conv2d(3, 6, 3), *norms, nn.Flatten(), nn.Linear(16, 5)).double()
+    with torch.no_grad():
+        for module in model:
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                module.bias.normal_(generator=torch.Generator().manual_seed(1))
+    return model
+
+
+def test_a_bias_in_front_of_batch_norm_does_nothing():
+    """Its gradient is zero, and without it everything else goes the same way."""
+    model = with_idle_biases()
+    assert [id(bias) for bias in idle_biases(model)] == [id(model[0].bias), id(model[5].bias)]
+    F.cross_entropy(model(torch.rand(8, 3, 8, 8, dtype=torch.float64)), torch.arange(8) % 5).backward()
+    sizes = {name: float(parameter.grad.abs().max()) for name, parameter in model.named_parameters()}
+    assert max(sizes.pop("0.bias"), sizes.pop("5.bias")) < 1e-14 < 1e-6 < min(sizes.values())
+
+
+@pytest.mark.parametrize("updates", [(), (("*", 3),)])
+def test_leaving_idle_biases_alone_changes_nothing_else(updates, toy_data):
+    found = []
+    for skip in (False, True):
+        model = with_idle_biases()
+        before = [bias.clone() for bias in idle_biases(model)]
+        recipe = replace(RECIPE, weight_decay=0.0, updates=updates)
+        history = train(model, toy_data, recipe, device="cpu", speed=Speed(skip_biases=skip))
+        assert not skip or all(torch.equal(*pair) for pair in zip(before, idle_biases(model), strict=True))
+        assert all(parameter.requires_grad for parameter in model.parameters())
+        found.append((model.state_dict(), [row["test_loss"] for row in history.curve]))
+    (plain, losses), (skipped, other) = found
+    assert losses == pytest.approx(other, rel=1e-9)
+    for name in plain:
+        torch.testing.assert_close(plain[name], skipped[name], rtol=0, atol=1e-9)
+
+
+class Reads(nn.Module):
+    """A convolution in front of BatchNorm, whose output or whose bias something else may read as well."""
+
+    def __init__(self, also: str):
+        super().__init__()
+        self.first, self.norm, self.second = nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3), nn.Conv2d(3, 3, 3)
+        self.also = also
+        if also == "tied":
+            self.second.bias = self.first.bias
+
+    def forward(self, x):
+        y = self.first(x)
+        if self.also == "values" and float(y.sum()) > 0:
+            y = -y
+        normed = self.second(self.norm(y))
+        if self.also == "output":
+            return normed + y[:, :, 2:, 2:]
+        return normed + self.first.bias[:, None, None] if self.also == "bias" else normed
+
+
+@pytest.mark.parametrize("also", ["", "output", "bias", "tied", "values", "eval"])
+def test_only_a_bias_that_nothing_else_reads_is_idle(also):
+    model = Reads(also)
+    model.norm.train(also != "eval")
+    assert len(idle_biases(model)) == (not also)
+
+
+def test_a_bias_that_one_channel_does_not_share_is_not_idle():
+    """BatchNorm1d takes means over the middle dimension of a linear layer's output, and the bias is along the last."""
+    model = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(3)).double()
+    model(torch.rand(6, 3, 4, dtype=torch.float64)).square().mul(torch.rand(6, 3, 5)).sum().backward()
+    assert model[0].bias.grad.abs().max() > 1e-6 and not idle_biases(model)
+
+
+def test_a_convolution_that_is_called_twice_is_idle_only_if_both_calls_are():
+    shared, norm = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+    assert len(idle_biases(nn.Sequential(shared, norm, shared, norm))) == 1
+    assert not idle_biases(nn.Sequential(shared, norm, shared, nn.ReLU()))
