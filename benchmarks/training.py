@@ -3,13 +3,14 @@
     python benchmarks/training.py                                     # four networks on the GPU, else on one core
     python benchmarks/training.py --models vgg11 --compact            # one, and the compact network beside it
     python benchmarks/training.py --device cuda --runs-at-once 4      # several of ours on one GPU as well
+    python benchmarks/training.py --device cuda --compile --together  # and compiled; all networks started at once
     python benchmarks/training.py --evaluate                          # turns that are epochs in small
 
 The plain side is what most people would write: a DataLoader with 4 workers, torchvision's transforms on PIL images,
 float32, the mask multiplied into the weight in every forward pass, `torch.optim.SGD`, `loss.item()` after each step.
-Ours is `training.train` itself with `Speed.auto`, but for the compact network, which has a row of its own; another,
-"eager", can show it without CUDA graphs. Both train the same network with the same SynFlow masks, at a learning rate of
-0, which does all the work of a step and leaves the arithmetic what it is.
+Ours is `training.train` itself with `Speed.auto`, but for the compact network, which has a row of its own; others can
+show it without CUDA graphs ("eager") and with `torch.compile` besides ("compiled"). Both train the same network with
+the same SynFlow masks, at a learning rate of 0, which does all the work of a step and leaves the arithmetic what it is.
 
 Each side is a process with one thread. They take turns of some steps, so that all meet the same state of the machine;
 the first turn warms up. Images per second are those of the median turn, and of the fastest; ratios are of medians.
@@ -32,7 +33,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
@@ -207,9 +208,10 @@ def serve_ours(
     training.train(network, dataset, recipe, masks, device=device, on_epoch=on_epoch, speed=speed)
 
 
-def our_speed(device: torch.device, compiled: bool) -> Speed:
-    """What `train` does when not asked otherwise; the compact network is another row."""
-    return replace(Speed.auto(device), compact=False, compile=compiled)
+def our_speed(device: torch.device, side: str = "ours") -> Speed:
+    """What `train` does when not asked otherwise, but for `side`; the compact network is another row."""
+    usual = replace(Speed.auto(device), compact=False)
+    return replace(usual, graphs=usual.graphs and side != "eager", compile=side == "compiled")
 
 
 def images_of(name: str, steps: int, batch_size: int, evaluate: bool) -> tuple[Dataset, bool]:
@@ -240,10 +242,7 @@ def serve(arguments: argparse.Namespace) -> None:
     if side == "plain":
         serve_plain(network, masks, dataset, recipe, device)
     else:
-        speed = our_speed(device, arguments.compile)
-        serve_ours(
-            network, masks.to(device), dataset, recipe, device, replace(speed, graphs=speed.graphs and side != "eager")
-        )
+        serve_ours(network, masks.to(device), dataset, recipe, device, our_speed(device, side))
 
 
 def turn_recipe(arguments: argparse.Namespace, name: str) -> Recipe:
@@ -321,10 +320,31 @@ def matrix_rate(device: torch.device, speed: Speed) -> float:
     return 2 * size**3 / min(seconds[1:])
 
 
-def measure(
-    arguments: argparse.Namespace, name: str, device: torch.device
-) -> tuple[dict[str, list[dict]], dict[str, dict], float]:
-    """All turns of each row of one network; forward FLOPs, share of the weights, runs of a row; the matrix rate."""
+@dataclass
+class Rows:
+    """The rows of one network: their sides, and of each row forward FLOPs, share of the weights and number of runs."""
+
+    sides: dict[str, list[Side]]
+    about: dict[str, dict]
+
+    def ready(self) -> None:
+        """Wait for all sides: they start beside each other, but do not take turns before all have started."""
+        for side in chain(*self.sides.values()):
+            side.wait()
+
+    def turns(self, number: int, device: torch.device) -> tuple[dict[str, list[dict]], float]:
+        """All turns of each row, the first of which warms up, and the matrix rate."""
+        rates: list[float] = []
+        turns: dict[str, list[dict]] = {row: [] for row in self.about}
+        for _ in range(number + 1):
+            rates.append(matrix_rate(device, our_speed(device)))
+            for row, sides in self.sides.items():
+                turns[row].append(turn(sides))
+        return turns, max(rates)
+
+
+def start(arguments: argparse.Namespace, name: str, device: torch.device, stack: ExitStack) -> Rows:
+    """Start all sides of one network; they end with `stack`."""
     network = sf.models.build(name, arguments.dataset, width=arguments.width).to(device)
     shape = DATASETS[arguments.dataset].input_shape
     masks = sf.prune(network, "synflow", arguments.compression, input_shape=shape)
@@ -333,25 +353,32 @@ def measure(
     if arguments.compact:
         smaller = compact(network, masks, shape)
         about["compact"] = {"flops": training.flops(smaller.model, shape), "share": smaller.share, "runs": 1}
-    if arguments.eager:
-        about["eager"] = full
+    about |= {row: full for row in ("eager", "compiled") if getattr(arguments, row)}
     if arguments.runs_at_once > 1:
-        about[f"ours x{arguments.runs_at_once}"] = {**full, "runs": arguments.runs_at_once}
-    rates: list[float] = []
-    turns: dict[str, list[dict]] = {row: [] for row in about}
-    with ExitStack() as stack:
-        file = masks.save(Path(stack.enter_context(tempfile.TemporaryDirectory())) / "masks.safetensors")
-        sides = {
-            row: [stack.enter_context(started(row.split()[0], name, file)) for _ in range(it["runs"])]
-            for row, it in about.items()
-        }
-        for side in chain(*sides.values()):
-            side.wait()
-        for _ in range(arguments.turns + 1):
-            rates.append(matrix_rate(device, our_speed(device, False)))
-            for row in about:
-                turns[row].append(turn(sides[row]))
-    return turns, about, max(rates)
+        several = "compiled" if arguments.compiled else "ours"
+        about[f"{several} x{arguments.runs_at_once}"] = {**full, "runs": arguments.runs_at_once}
+    file = masks.save(Path(stack.enter_context(tempfile.TemporaryDirectory())) / "masks.safetensors")
+    sides = {
+        row: [stack.enter_context(started(row.split()[0], name, file)) for _ in range(it["runs"])]
+        for row, it in about.items()
+    }
+    return Rows(sides, about)
+
+
+def measured(
+    arguments: argparse.Namespace, device: torch.device
+) -> Iterator[tuple[str, Rows, dict[str, list[dict]], float]]:
+    """Let all sides of every network take turns, network by network."""
+    with ExitStack() as whole:
+        early = {name: start(arguments, name, device, whole) for name in arguments.models if arguments.together}
+        for rows in early.values():
+            rows.ready()
+        for name in arguments.models:
+            with ExitStack() as stack:
+                rows = early.get(name) or start(arguments, name, device, stack)
+                if name not in early:
+                    rows.ready()
+                yield name, rows, *rows.turns(arguments.turns, device)
 
 
 def rows_of(
@@ -385,7 +412,9 @@ def rows_of(
     return rows
 
 
-HEAD = "model          side      images/s  fastest  CPU ms/image  GFLOP/s  of matrix rate  ratio  per core  warm-up s"
+HEAD = (
+    "model          side         images/s  fastest  CPU ms/image  GFLOP/s  of matrix rate  ratio  per core  warm-up s"
+)
 
 
 def shown(name: str, row: dict) -> str:
@@ -393,7 +422,7 @@ def shown(name: str, row: dict) -> str:
     ratio = f"{row['ratio']:5.2f}x {row['ratio_per_core']:8.2f}x" if row["side"] != "plain" else " " * 16
     share = f"  ({100 * row['share']:.1f} % of the weights)" if row["side"] == "compact" else ""
     return (
-        f"{name:<14} {row['side']:<8} {row['images_per_second']:9.0f} {row['fastest']:8.0f} {row['cpu_ms']:13.3f} "
+        f"{name:<14} {row['side']:<11} {row['images_per_second']:9.0f} {row['fastest']:8.0f} {row['cpu_ms']:13.3f} "
         f"{row['flops_per_second'] / 1e9:8.0f} {100 * row['of_rate']:13.1f} % {ratio} {row['warm_up']:9.1f}{share}"
     )
 
@@ -413,7 +442,13 @@ def main() -> None:
     parser.add_argument("--runs-at-once", type=int, default=1, help="a row for so many of ours beside each other")
     parser.add_argument("--compact", action="store_true", help="a row for the compact network that the masks leave")
     parser.add_argument("--eager", action="store_true", help="a row for ours without CUDA graphs")
-    parser.add_argument("--compile", action="store_true", help="torch.compile on our side")
+    parser.add_argument(
+        "--compile",
+        dest="compiled",
+        action="store_true",
+        help="a row for ours with torch.compile, and what --runs-at-once is of",
+    )
+    parser.add_argument("--together", action="store_true", help="start all networks first: quicker, more memory")
     parser.add_argument("--evaluate", action="store_true", help="a turn also tests a fifth as many images")
     parser.add_argument("--json", action="store_true", help="print a JSON object a row instead of the table")
     parser.add_argument("--serve", nargs=3, help=argparse.SUPPRESS, metavar=("SIDE", "MODEL", "MASKS"))
@@ -428,13 +463,12 @@ def main() -> None:
     _, real = images_of(arguments.dataset, arguments.steps, arguments.batch_size, arguments.evaluate)
     kind = f"the real {arguments.dataset}" if real else f"random images in the shape of {arguments.dataset}"
     say(f"{provenance.device_name(str(device))}, torch {torch.__version__}, {kind}, batches of {arguments.batch_size}")
-    say(f"ours: {our_speed(device, arguments.compile)}\n{HEAD}")
+    say(f"ours: {our_speed(device)}\n{HEAD}")
     ratios: dict[str, list[tuple[float, float]]] = {}
-    for name in arguments.models:
-        turns, about, rate = measure(arguments, name, device)
+    for name, rows, turns, rate in measured(arguments, device):
         clock = "cpu" if device.type == "cpu" else "wall"
         images, passes = arguments.steps * arguments.batch_size, 3.2 if arguments.evaluate else 3
-        for row in rows_of(turns, about, rate, images, clock, passes):
+        for row in rows_of(turns, rows.about, rate, images, clock, passes):
             ratios.setdefault(row["side"], []).append((row["ratio"], row["ratio_per_core"]))
             print(json.dumps({"model": name, **row}) if arguments.json else shown(name, row), flush=True)
         say(f"{name:<14} a matrix product runs at {rate / 1e9:,.0f} GFLOP/s")
