@@ -176,6 +176,7 @@ def keep_freed_memory() -> bool:
 def forget_peak_memory(device: torch.device) -> None:
     """Start to measure the peak anew, where the system can: on CUDA, and on Linux for the process."""
     if device.type == "cuda":
+        torch.cuda.init()  # before a process has used the GPU there is no peak to forget, and it is an error
         torch.cuda.reset_peak_memory_stats(device)
     if (libc := _glibc()) is not None:
         libc.malloc_trim(0)

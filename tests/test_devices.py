@@ -102,6 +102,28 @@ def test_peak_memory_sees_a_large_tensor():
     assert int(answer.stdout) >= 32 * 2**20
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_the_peak_of_a_gpu_can_be_forgotten_before_the_process_has_used_it():
+    """It is what a worker does first where its speed was chosen elsewhere (`--with`)."""
+    script = """if True:
+        import torch
+        from synflow_lib import devices
+        gpu = torch.device("cuda:0")
+        devices.forget_peak_memory(gpu)
+        print(devices.peak_memory(gpu))
+    """
+    answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert int(answer.stdout) == 0
+
+
+def test_a_gpu_is_made_ready_before_its_peak_is_forgotten(monkeypatch):
+    calls = []
+    monkeypatch.setattr(torch.cuda, "init", lambda: calls.append("init"))
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: calls.append(str(device)))
+    devices.forget_peak_memory(torch.device("cuda:1"))
+    assert calls == ["init", "cuda:1"]
+
+
 @pytest.mark.skipif(sys.platform != "linux" or platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
 def test_freed_memory_is_kept_for_the_next_tensor_and_given_back_when_the_peak_is_forgotten():
     script = """if True:

@@ -5,6 +5,7 @@ is recorded is everything from a batch to the masked gradients; the optimiser's 
 rate may change.
 """
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -88,8 +89,14 @@ def no_waiting() -> Iterator[None]:
     A recording that fails leaves PyTorch's random numbers on the device unusable, so it is found out before.
     """
     before = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        _set_waiting("error")
         yield
     finally:
-        torch.cuda.set_sync_debug_mode(before)
+        _set_waiting(before)
+
+
+def _set_waiting(mode: int | str) -> None:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Synchronization debug mode")  # that it is a prototype
+        torch.cuda.set_sync_debug_mode(mode)

@@ -15,21 +15,21 @@ from synflow_lib.training.recipes import Recipe
 
 
 def sgd(model: nn.Module, recipe: Recipe, speed: Speed) -> torch.optim.Optimizer:
-    """SGD over every parameter, each listed once; weight decay on all of them, biases and BatchNorm too (as the authors
-    do), or by `recipe.decayed` on those of two dimensions and more. The learning rate is set before each step by the
-    loop. A recipe with `updates` gets `RepeatedSGD`.
+    """SGD over every parameter, each listed once; weight decay on all of them, biases and BatchNorm too (as
+    the authors do). The learning rate is set before each step by the loop. A recipe with `updates` gets `RepeatedSGD`.
     """
-    kinds: dict[tuple[int, float], list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        decay = recipe.weight_decay if recipe.decayed == "all" or parameter.dim() > 1 else 0.0
-        kinds.setdefault((recipe.updates_of(name), decay), []).append(parameter)
-    options = {"lr": recipe.lr, "momentum": recipe.momentum}
+    options = {"lr": recipe.lr, "momentum": recipe.momentum, "weight_decay": recipe.weight_decay}
     if recipe.updates:
-        groups = [{"params": part, "updates": k, "weight_decay": decay} for (k, decay), part in kinds.items()]
-        return RepeatedSGD(groups, **options)
-    groups = [{"params": part, "weight_decay": decay} for (_, decay), part in kinds.items()]
-    how = {"fused": True} if speed.fused else {"foreach": True}
-    return torch.optim.SGD(groups, nesterov=recipe.nesterov, **options, **how)
+        groups: dict[int, list[nn.Parameter]] = {}
+        for name, parameter in model.named_parameters():
+            groups.setdefault(recipe.updates_of(name), []).append(parameter)
+        return RepeatedSGD([{"params": part, "updates": k} for k, part in groups.items()], **options)
+    return torch.optim.SGD(
+        model.parameters(),
+        nesterov=recipe.nesterov,
+        **options,
+        **({"fused": True} if speed.fused else {"foreach": True}),
+    )
 
 
 class RepeatedSGD(torch.optim.Optimizer):

@@ -27,9 +27,7 @@ class Recipe:
     to `crop` pixels, in the last `uncropped` epochs not at all (after He et al. 2019, "Data augmentation revisited"),
     and mirrored: by a coin each time (`flip` "random"), or each in every other epoch, from a start by a coin
     ("alternating", after Jordan 2024, "94% on CIFAR-10 in 3.29 seconds on a single GPU": two epochs show both sides of
-    every image). `decayed` says what weight decay acts on: "all", or "weights" alone, not BatchNorm and biases (after
-    He et al. 2019, "Bag of tricks for image classification"). With `identity_scales` the identity shortcuts of a ResNet
-    have a trained scale per channel.
+    every image). With `identity_scales` the identity shortcuts of a ResNet have a trained scale per channel.
     """
 
     name: str
@@ -49,7 +47,6 @@ class Recipe:
     crop: int = 4
     uncropped: int = 0
     flip: str = "random"
-    decayed: str = "all"
     max_steps: int | None = None
     updates: tuple[tuple[str, int], ...] = ()
     identity_scales: bool = False
@@ -65,7 +62,6 @@ class Recipe:
         if self.nesterov and not self.momentum:
             raise InputError(f"recipe {self.name!r}: Nesterov momentum needs a momentum: switch nesterov off")
         lookup(dict.fromkeys(("random", "alternating")), self.flip, "way to mirror images")
-        lookup(dict.fromkeys(("all", "weights")), self.decayed, "reach of weight decay")
         if self.crop < 0 or (self.max_steps is not None and self.max_steps < 1):
             raise InputError(f"recipe {self.name!r}: crop must not be negative, max_steps at least 1")
         if self.updates and not (self.nesterov and all(number >= 1 for _, number in self.updates)):
@@ -103,7 +99,7 @@ class Recipe:
         What was added to recipes later is left out where it is not used, so that earlier records stay valid.
         """
         values = json.loads(json.dumps(asdict(self)))
-        later = ("updates", "identity_scales", "crop", "uncropped", "flip", "decayed")
+        later = ("updates", "identity_scales", "crop", "uncropped", "flip")
         unused = [name for name in later if getattr(self, name) == getattr(Recipe, name)]  # the class has the defaults
         return {name: value for name, value in values.items() if name not in ("source", *unused)}
 

@@ -1,5 +1,6 @@
 """Training with the step replayed as a CUDA graph; what surrounds the recording is tested without a GPU as well."""
 
+import warnings
 from dataclasses import asdict, replace
 
 import pytest
@@ -75,6 +76,22 @@ def test_batches_of_the_recorded_shape_are_replayed_and_others_done_step_by_step
     assert steps == [4, *(4, 4), *(4, 4), *(2, 2), *(4, 4)]  # recorded once; then ours or the replay's, and the test's
 
 
+def test_waiting_for_the_device_is_allowed_again_after_the_block(monkeypatch):
+    """As PyTorch does it, which warns that this is a prototype."""
+    mode = [0]
+
+    def change(wanted):
+        mode[0] = wanted
+        warnings.warn("Synchronization debug mode is a prototype feature", UserWarning, stacklevel=2)
+
+    monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: mode[0])
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", change)
+    with pytest.raises(RuntimeError, match="waits"), graphs.no_waiting():
+        assert mode == ["error"]
+        raise RuntimeError("it waits")
+    assert mode == [0]
+
+
 @needs_cuda
 @pytest.mark.parametrize("updates", [(), (("*", 4),)])
 @pytest.mark.parametrize("speed", [PLAIN, replace(PLAIN, bfloat16=True)])
@@ -137,8 +154,10 @@ def test_a_step_that_cannot_be_recorded_is_explained(toy_data):
         def forward(self, x):
             return x if float(x.sum()) > 0 else -x
 
+    looks = nn.Sequential(Looks(), network())
     with pytest.raises(InputError, match=r"cannot be a CUDA graph .*switch graphs off"):
-        train(nn.Sequential(Looks(), network()), toy_data, RECIPE, device="cuda", speed=GRAPHS)
+        train(looks, toy_data, RECIPE, device="cuda", speed=GRAPHS)
+    train(looks, toy_data, RECIPE, device="cuda", speed=PLAIN)  # with dropout: random numbers are as good as before
 
 
 @needs_cuda

@@ -159,21 +159,6 @@ def test_a_parameter_without_gradient_stays_as_it_is():
     assert all(torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True))
 
 
-@pytest.mark.parametrize("updates", [(), (("classifier*", 2), ("*", 3))])
-def test_weight_decay_can_be_of_weights_alone(updates):
-    """Without gradients of its own, a step is the decay."""
-    model = sf.models.build("vgg11", "digits", width=0.05).double()
-    recipe = replace(RECIPE, weight_decay=0.1, decayed="weights", updates=updates)
-    optimiser = sgd(model, recipe, Speed())
-    before = {name: parameter.detach().clone().add_(1) for name, parameter in model.named_parameters()}
-    for name, parameter in model.named_parameters():
-        parameter.data.copy_(before[name])
-        parameter.grad = torch.zeros_like(parameter)
-    optimiser.step()
-    smaller = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
-    assert smaller == {name for name, parameter in model.named_parameters() if parameter.dim() > 1}
-
-
 def with_idle_biases() -> nn.Module:
     """Two convolutions in front of BatchNorm, one that is not, and a linear layer, all with a bias that is not zero."""
     torch.manual_seed(0)

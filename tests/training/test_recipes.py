@@ -95,7 +95,6 @@ WRONG = [
     {"max_steps": 0},
     {"uncropped": -1},
     {"uncropped": 11},
-    {"decayed": "norms"},
     {"flip": "never"},
     {"schedule": "cosine"},
     {"schedule": "one-cycle", "warm_up": 11},
@@ -135,7 +134,6 @@ def test_a_name_may_change_values():
             "label_smoothing": st.floats(0, 0.9),
             "uncropped": st.integers(0, 2),
             "flip": st.sampled_from(["random", "alternating"]),
-            "decayed": st.sampled_from(["all", "weights"]),
         },
     ),
 )
@@ -217,7 +215,7 @@ def test_the_optimiser_that_the_authors_saved_had_132_entries_of_34_tensors():
 
 def test_settings_that_came_later_are_left_out_where_they_are_not_used():
     """Records made before must still be found."""
-    assert not {"updates", "identity_scales", "crop", "flip", "decayed"} & set(
+    assert not {"updates", "identity_scales", "crop", "flip"} & set(
         recipe("described", "cifar10", "resnet18").settings()
     )
     settings = recipe("published", "cifar10", "resnet18").settings()
