@@ -7,7 +7,7 @@ from synflow_lib.benchmark import Run, grid, published_grid
 from synflow_lib.benchmark import measurement as measurement_module
 from synflow_lib.benchmark.estimate import estimate, parallel, report
 from synflow_lib.benchmark.measurement import Sample
-from synflow_lib.training import recipe
+from synflow_lib.training import History, recipe
 
 TINY = Sample(batch=2, steps=1, test=2, scoring=2)
 FULL = Run("cifar10", "vgg11", "synflow", 1.0, 0, "fast")
@@ -41,6 +41,22 @@ def test_the_hours_are_those_of_the_parts(measured):
     assert row["epoch_seconds"] == pytest.approx(epoch) and (row["runs"], row["trainings"]) == (3, 3)
     assert row["hours"] * 3600 == pytest.approx(3 * EPOCHS * epoch + 3 + 3)  # nothing is pruned at compression 1
     assert row["source"] == "measured" and measured == [("cifar10", "vgg11"), "synflow", "snip"]
+
+
+def test_a_step_is_timed_without_the_evaluation_of_its_epoch(monkeypatch):
+    """The second and third epoch take 4 and 3 s, for 6 images."""
+    seen = []
+
+    def train(model, dataset, short, device, speed):
+        seen.append((len(dataset.train_labels), len(dataset.test_labels), short.epochs, short.lr))
+        return History([{"seconds": seconds} for seconds in (1.0, 9.0, 13.0, 16.0)])
+
+    monkeypatch.setattr(measurement_module, "train", train)
+    monkeypatch.setattr(measurement_module, "evaluate", lambda model, dataset, speed: seen.append(dataset.test_labels))
+    here = measurement_module.Here(torch.device("cpu"), 1, None, replace(TINY, steps=3, test=4), print)
+    step, test = measurement_module.step_and_test(FULL, recipe("fast", "cifar10", "vgg11"), here)
+    assert step == 3 / 6 and 0 <= test < 1
+    assert seen[0] == (6, 1, 3, 0.0) and all(len(labels) == 4 for labels in seen[1:])
 
 
 def test_isometry_takes_its_time_once_for_each_compression(measured, monkeypatch):
