@@ -16,7 +16,7 @@ from synflow_lib.data.store import Dataset
 from synflow_lib.errors import InputError
 
 Batch = tuple[Tensor, Tensor]
-AT_ONCE = {"cuda": 16}  # batches that are augmented together on a device, where launching kernels takes the time
+AT_ONCE = {"cuda": 2**21}  # pixels that are augmented together on a device, where launching kernels takes the time
 
 
 def normalise(images: Tensor, spec: DatasetSpec) -> Tensor:
@@ -124,22 +124,23 @@ def _gather(
     padding: int = 4,
     mirrored: Tensor | None = None,
 ) -> Iterator[Batch]:
-    device = dataset.train_images.device
-    batches = order.to(device).split(batch_size)
-    together = AT_ONCE.get(device.type, 1)
+    images = dataset.train_images
+    batches = order.to(images.device).split(batch_size)
+    together = max(1, AT_ONCE.get(images.device.type, 0) // (batch_size * images.shape[2:].numel()))
     for first in range(0, len(batches), together):
         several = batches[first : first + together]
-        chosen = torch.cat(several) if len(several) > 1 else several[0]
-        images = dataset.train_images[chosen]
+        chosen = torch.cat(several)
+        shown = images[chosen]
         if generator is not None:  # drawn batch by batch, so that an epoch is the same however many are done together
             flips = [dataset.spec.flip and (True if mirrored is None else mirrored[batch]) for batch in several]
             drawn = [
-                _draws(len(batch), generator, padding, flip, device) for batch, flip in zip(several, flips, strict=True)
+                _draws(len(batch), generator, padding, flip, images.device)
+                for batch, flip in zip(several, flips, strict=True)
             ]
             shifts, turned = zip(*drawn, strict=True)
-            images = _moved(images, torch.cat(shifts, 1), None if turned[0] is None else torch.cat(turned), padding)
-        normal, labels = normalise(images, dataset.spec), dataset.train_labels[chosen]
-        yield from zip(normal.split(batch_size), labels.split(batch_size), strict=True)
+            shown = _moved(shown, torch.cat(shifts, 1), None if turned[0] is None else torch.cat(turned), padding)
+        labels = dataset.train_labels[chosen]
+        yield from zip(normalise(shown, dataset.spec).split(batch_size), labels.split(batch_size), strict=True)
 
 
 def _draw(below: int, shape: tuple[int, ...], generator: torch.Generator, device: torch.device) -> Tensor:
