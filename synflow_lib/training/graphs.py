@@ -76,9 +76,10 @@ def record(step: Step, model: nn.Module, images: Tensor, labels: Tensor) -> tupl
                 f"the training step of this network cannot be a CUDA graph ({reason}): switch graphs off, by "
                 "speed=replace(Speed.auto(device), graphs=False) or by --without graphs"
             ) from error
-    for buffer, value in kept:
-        buffer.copy_(value)
-    torch.cuda.set_rng_state(random, device)
+        finally:
+            for buffer, value in kept:
+                buffer.copy_(value)
+            torch.cuda.set_rng_state(random, device)
     return graph.replay, loss
 
 
@@ -86,7 +87,8 @@ def record(step: Step, model: nn.Module, images: Tensor, labels: Tensor) -> tupl
 def no_waiting() -> Iterator[None]:
     """Raise RuntimeError where the block waits for the device, as no recording may.
 
-    A recording that fails leaves PyTorch's random numbers on the device unusable, so it is found out before.
+    A recording that fails leaves PyTorch's random numbers on the device unusable, so it is found out before. For the
+    time of the block it holds for other threads too: one step, a few milliseconds.
     """
     before = torch.cuda.get_sync_debug_mode()
     try:
