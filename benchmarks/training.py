@@ -6,11 +6,12 @@
     python benchmarks/training.py --device cuda --compile --together  # and compiled; all networks started at once
     python benchmarks/training.py --evaluate                          # turns that are epochs in small
 
-The plain side is what most people would write: a DataLoader with 4 workers, torchvision's transforms on PIL images,
-float32, the mask multiplied into the weight in every forward pass, `torch.optim.SGD`, `loss.item()` after each step.
-Ours is `training.train` itself with `Speed.auto`, but for the compact network, which has a row of its own; others can
-show it without CUDA graphs ("eager") and with `torch.compile` besides ("compiled"). Both train the same network with
-the same SynFlow masks, at a learning rate of 0, which does all the work of a step and leaves the arithmetic what it is.
+The plain side (`plain_training.py`) is what most people would write: a DataLoader with 4 workers, torchvision's
+transforms on PIL images, float32, the mask multiplied into the weight in every forward pass, `torch.optim.SGD`,
+`loss.item()` after each step. Ours is `training.train` itself with `Speed.auto`, but for the compact network, which
+has a row of its own; others can show it without CUDA graphs ("eager") and with `torch.compile` besides ("compiled").
+Both train the same network with the same SynFlow masks, at a learning rate of 0, which does all the work of a step
+and leaves the arithmetic what it is.
 
 Each side is a process with one thread. They take turns of some steps, so that all meet the same state of the machine;
 the first turn warms up. Images per second are those of the median turn, and of the fastest; ratios are of medians.
@@ -30,19 +31,16 @@ import subprocess
 import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
+import plain_training as plain
 import torch
-import torchvision.transforms as T
-from PIL import Image
-from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.utils.data import DataLoader, RandomSampler, default_collate
+from torch import nn
+from torch.utils.data import DataLoader
 
 import synflow_lib as sf
 from synflow_lib import devices, paths, provenance, training
@@ -53,108 +51,6 @@ from synflow_lib.pruning import Masks, compact
 from synflow_lib.training import Recipe
 
 MODELS = ("vgg11", "vgg16", "resnet18", "wide_resnet18")
-WORKERS = 4  # of the plain side's DataLoader
-
-
-class MaskedConv2d(nn.Conv2d):
-    """A convolution that multiplies its mask into the weight each time it is called."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self._conv_forward(x, self.weight * self.mask, self.bias)
-
-
-class MaskedLinear(nn.Linear):
-    """A linear layer that does the same."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight * self.mask, self.bias)
-
-
-def plain_network(network: nn.Module, masks: Masks) -> nn.Module:
-    """Put masked layers in the places of all prunable ones, in place."""
-    for name, module in network.named_modules():
-        if f"{name}.weight" in masks:
-            module.__class__ = MaskedConv2d if isinstance(module, nn.Conv2d) else MaskedLinear
-            module.register_buffer("mask", masks[f"{name}.weight"].to(module.weight))
-    return network
-
-
-class PlainImages(torch.utils.data.Dataset):
-    """One image at a time, from an array to PIL and through torchvision's transforms, as its CIFAR classes do."""
-
-    def __init__(self, images: Tensor, labels: Tensor, spec, augment: bool):
-        self.arrays = images.permute(0, 2, 3, 1).contiguous().numpy()
-        self.labels = labels.tolist()
-        random = [T.RandomCrop(spec.input_shape[1], padding=4), T.RandomHorizontalFlip()] if augment else []
-        self.transform = T.Compose([*random, T.ToTensor(), T.Normalize(spec.mean, spec.std)])
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.transform(Image.fromarray(self.arrays[index])), self.labels[index]
-
-
-class Collate:
-    """Batches examples in a worker; each batch brings along the CPU seconds that the worker spent since the last."""
-
-    def __init__(self):
-        self.before = 0.0
-
-    def start(self, worker: int) -> None:
-        """Leave the start of the process out."""
-        self.before = time.process_time()
-
-    def __call__(self, examples: list) -> tuple[list[Tensor], float]:
-        batch, before = default_collate(examples), self.before
-        self.before = time.process_time()
-        return batch, self.before - before
-
-
-def plain_batches(dataset: Dataset, batch_size: int, batches: int, device: torch.device) -> Iterator:
-    """Batches for all turns, from workers that are started once."""
-    # It advises fewer workers on a computer with fewer cores; 4 is what we compare with everywhere.
-    warnings.filterwarnings("ignore", message="This DataLoader will create")
-    images = PlainImages(dataset.train_images, dataset.train_labels, dataset.spec, augment=True)
-    collate = Collate()
-    loader = DataLoader(
-        images,
-        batch_size,
-        sampler=RandomSampler(images, num_samples=batches * batch_size),
-        num_workers=WORKERS,
-        collate_fn=collate,
-        worker_init_fn=collate.start,
-        pin_memory=device.type == "cuda",
-    )
-    return iter(loader)
-
-
-def plain_optimiser(network: nn.Module, recipe: Recipe) -> torch.optim.SGD:
-    """The SGD of the recipe as PyTorch makes it when nothing is asked."""
-    options = {"momentum": recipe.momentum, "nesterov": recipe.nesterov, "weight_decay": recipe.weight_decay}
-    return torch.optim.SGD(network.parameters(), lr=recipe.lr, **options)
-
-
-def plain_step(
-    network: nn.Module, optimiser: torch.optim.Optimizer, images: Tensor, labels: Tensor, recipe: Recipe
-) -> float:
-    """One training step; returns its loss, for which it waits."""
-    optimiser.zero_grad()
-    loss = F.cross_entropy(network(images), labels, label_smoothing=recipe.label_smoothing)
-    loss.backward()
-    optimiser.step()
-    return loss.item()
-
-
-@torch.no_grad()
-def plain_evaluation(network: nn.Module, loader: DataLoader, device: torch.device) -> float:
-    """Accuracy in percent, with a look at the result after every batch."""
-    network.eval()
-    correct = 0
-    for images, labels in loader:
-        correct += (network(images.to(device)).argmax(1) == labels.to(device)).sum().item()
-    network.train()
-    return 100 * correct / max(1, len(loader.dataset))
 
 
 class Turns:
@@ -175,19 +71,19 @@ class Turns:
 
 def serve_plain(network: nn.Module, masks: Masks, dataset: Dataset, recipe: Recipe, device: torch.device) -> None:
     """Train the plain way, a turn whenever told."""
-    network = plain_network(network, masks).to(device).train()
-    optimiser, turns = plain_optimiser(network, recipe), Turns()
-    batches = plain_batches(dataset, recipe.batch_size, recipe.epochs * recipe.max_steps, device)
-    test_images = PlainImages(dataset.test_images, dataset.test_labels, dataset.spec, augment=False)
+    network = plain.masked(network, masks).to(device).train()
+    optimiser, turns = plain.sgd(network, recipe), Turns()
+    batches = plain.loader(dataset, recipe.batch_size, recipe.epochs * recipe.max_steps, device)
+    test_images = plain.Images(dataset.test_images, dataset.test_labels, dataset.spec, augment=False)
     for _ in range(recipe.epochs):
         turns.begin()
         loss = workers = 0.0
         for _ in range(recipe.max_steps):
             (images, labels), seconds = next(batches)
-            loss += plain_step(network, optimiser, images.to(device), labels.to(device), recipe)
+            loss += plain.step(network, optimiser, images.to(device), labels.to(device), recipe)
             workers += seconds
         if len(test_images) > 1:
-            plain_evaluation(network, DataLoader(test_images, 256), device)
+            plain.accuracy(network, DataLoader(test_images, 256), device)
         if not math.isfinite(loss):
             sys.exit("the plain side diverged")
         turns.end(workers)

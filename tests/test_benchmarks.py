@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
+import plain_training
 import pytest
 import torch
 import torch.nn.functional as F
@@ -62,7 +63,7 @@ def test_both_sides_have_the_same_loss_and_masked_gradients(benchmark_training, 
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(6, 3, 32, 32, generator=generator, dtype=torch.float64)
     labels = torch.randint(10, (6,), generator=generator)
-    plain = benchmark_training.plain_network(copy.deepcopy(network), masks)
+    plain = plain_training.masked(copy.deepcopy(network), masks)
     ours = apply_masks(copy.deepcopy(network), masks)
     losses = []
     for model, zero_pruned in ((plain, lambda: None), (ours, training.mask_gradients(ours, masks))):
@@ -85,13 +86,10 @@ def test_plain_steps_and_train_give_the_same_network(benchmark_training, pruned)
     assert not real
     recipe = training.recipe("described", "cifar10", "vgg11")
     recipe = replace(recipe, epochs=3, batch_size=8, lr=0.05, weight_decay=0.01, milestones=(), augment=False)
-    plain = benchmark_training.plain_network(copy.deepcopy(network), masks)
-    optimiser = benchmark_training.plain_optimiser(plain, recipe)
+    plain = plain_training.masked(copy.deepcopy(network), masks)
+    optimiser = plain_training.sgd(plain, recipe)
     images = data.normalise(dataset.train_images, dataset.spec).double()
-    losses = [
-        benchmark_training.plain_step(plain, optimiser, images, dataset.train_labels, recipe)
-        for _ in range(recipe.epochs)
-    ]
+    losses = [plain_training.step(plain, optimiser, images, dataset.train_labels, recipe) for _ in range(recipe.epochs)]
     ours = copy.deepcopy(network)
     speed = Speed(bfloat16=True, channels_last=True, fused=True)
     history = training.train(ours, dataset, recipe, masks, device="cpu", speed=speed)
@@ -109,7 +107,7 @@ def test_plain_steps_and_train_give_the_same_network(benchmark_training, pruned)
 
 def test_both_sides_normalise_alike(benchmark_training):
     dataset, _ = benchmark_training.images_of("cifar10", steps=1, batch_size=5, evaluate=True)
-    plain = benchmark_training.PlainImages(dataset.train_images, dataset.train_labels, dataset.spec, augment=False)
+    plain = plain_training.Images(dataset.train_images, dataset.train_labels, dataset.spec, augment=False)
     assert torch.equal(torch.stack([image for image, _ in plain]), data.normalise(dataset.train_images, dataset.spec))
     assert [label for _, label in plain] == dataset.train_labels.tolist()
     assert len(dataset.test_labels) == 1  # a fifth
@@ -117,7 +115,7 @@ def test_both_sides_normalise_alike(benchmark_training):
 
 def test_the_plain_loader_gives_augmented_batches_and_the_seconds_they_took(benchmark_training):
     dataset, _ = benchmark_training.images_of("cifar10", steps=2, batch_size=4, evaluate=False)
-    batches = list(benchmark_training.plain_batches(dataset, 4, 3, torch.device("cpu")))
+    batches = list(plain_training.loader(dataset, 4, 3, torch.device("cpu")))
     assert [tuple(images.shape) for (images, _), _ in batches] == [(4, 3, 32, 32)] * 3
     assert all(0 <= seconds < math.inf for _, seconds in batches)
 
@@ -139,6 +137,23 @@ def test_training_runs(rows):
     assert [row["side"] for row in (plain, ours, compact, eager)] == ["plain", "ours", "compact", "eager"]
     assert plain["ratio"] == 1 and min(row["images_per_second"] for row in (plain, ours, compact)) > 0
     assert compact["share"] < 1 == ours["share"]
+
+
+def test_all_networks_can_be_started_at_once_and_several_of_ours_run_beside_each_other(rows):
+    options = ("--models", "vgg11", "resnet18", "--width", "0.06", "--batch-size", "4", "--steps", "1", "--turns", "1")
+    found = rows("training", *options, "--together", "--runs-at-once", "2")
+    sides = ["plain", "ours", "ours x2"]
+    assert [(row["model"], row["side"]) for row in found] == [
+        (m, side) for m in ("vgg11", "resnet18") for side in sides
+    ]
+    assert all(row["images_per_second"] > 0 for row in found)
+
+
+def test_a_row_of_ours_is_compiled_or_without_graphs_alone(benchmark_training):
+    gpu = torch.device("cuda", 0)
+    ours, eager, compiled = (benchmark_training.our_speed(gpu, side) for side in ("ours", "eager", "compiled"))
+    assert ours.graphs and not ours.compile and not ours.compact
+    assert eager == replace(ours, graphs=False) and compiled == replace(ours, compile=True)
 
 
 def test_precision_runs_and_keeps_its_records(rows, tmp_path):
