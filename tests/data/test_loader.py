@@ -100,13 +100,15 @@ def test_the_images_to_mirror_can_be_told(generator: torch.Generator) -> None:
 def test_batches_that_are_augmented_together_are_the_same(how: str, dataset: data.Dataset, monkeypatch) -> None:
     """12 images of 64 pixels in batches of 5: two together, then one with the last two."""
     coins = torch.arange(12) % 3 == 0
-    found = []
+    found, sizes, normalise = [], [], loader.normalise
+    monkeypatch.setattr(loader, "normalise", lambda images, spec: sizes.append(len(images)) or normalise(images, spec))
     for together in (0, 2 * 5 * 64 + 63):
         monkeypatch.setitem(loader.AT_ONCE, "cpu", together)
         told = coins if how == "told" else None
         batches = data.train_batches(dataset, 5, torch.Generator().manual_seed(2), how != "plain", 2, told)
         found.append(list(batches))
     assert [len(labels) for _, labels in found[1]] == [5, 5, 2]
+    assert sizes == [5, 5, 2, 10, 2]
     for (images, labels), (others, same) in zip(*found, strict=True):
         assert torch.equal(images, others) and torch.equal(labels, same)
 

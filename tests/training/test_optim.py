@@ -204,8 +204,9 @@ class Reads(nn.Module):
         super().__init__()
         self.first, self.norm, self.second = nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3), nn.Conv2d(3, 3, 3)
         self.also = also
-        if also == "tied":
-            self.second.bias = self.first.bias
+        self.last = nn.Linear(4, 3)
+        if also in ("second", "last"):
+            self.get_submodule(also).bias = self.first.bias
 
     def forward(self, x):
         y = self.first(x)
@@ -214,10 +215,12 @@ class Reads(nn.Module):
         normed = self.second(self.norm(y))
         if self.also == "output":
             return normed + y[:, :, 2:, 2:]
+        if self.also == "last":
+            return self.last(normed)
         return normed + self.first.bias[:, None, None] if self.also == "bias" else normed
 
 
-@pytest.mark.parametrize("also", ["", "output", "bias", "tied", "values", "eval"])
+@pytest.mark.parametrize("also", ["", "output", "bias", "second", "last", "values", "eval"])
 def test_only_a_bias_that_nothing_else_reads_is_idle(also):
     model = Reads(also)
     model.norm.train(also != "eval")
@@ -235,3 +238,4 @@ def test_a_convolution_that_is_called_twice_is_idle_only_if_both_calls_are():
     shared, norm = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
     assert len(idle_biases(nn.Sequential(shared, norm, shared, norm))) == 1
     assert not idle_biases(nn.Sequential(shared, norm, shared, nn.ReLU()))
+    assert not idle_biases(nn.Sequential(shared, nn.ReLU(), shared, norm))
