@@ -75,7 +75,10 @@ def approximate_isometry(
         for name, mask in (masks or {}).items():
             weights[name].masked_fill_(~mask.to(weights[name].device), 0)
         for task in tasks:
-            weights[task.name].view(-1)[task.index[task.mask]] = task.end[task.mask]
+            weight = weights[task.name]
+            flat = weight.contiguous().view(-1)  # a copy where the weight lies in another order, such as channels-last
+            flat[task.index[task.mask]] = task.end[task.mask]
+            weight.copy_(flat.view(weight.shape))
     return _told(tasks)
 
 

@@ -142,6 +142,15 @@ def test_a_torchvision_network_in_single_precision():
     assert done.curve[-1] < done.curve[0] and len(done.layers) == 21 and not done.converged
 
 
+def test_the_memory_order_of_the_weights_makes_no_difference():
+    plain, other = conv_chain(), conv_chain().to(memory_format=torch.channels_last)
+    masks = prune(plain, "random", 3)
+    assert not all(weight.is_contiguous() for weight in other.parameters())
+    assert approximate_isometry(plain, masks).curve == pytest.approx(approximate_isometry(other, masks).curve)
+    moved = other.state_dict()
+    assert all(torch.allclose(weight, moved[name], rtol=1e-9) for name, weight in plain.state_dict().items())
+
+
 def test_deviations_are_the_terms_and_the_singular_values():
     model = conv_chain()
     masks = prune(model, "magnitude", 3)
