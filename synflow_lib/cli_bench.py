@@ -69,7 +69,7 @@ def define_bench(sub: argparse.ArgumentParser) -> None:
     where.add_argument("--runs-per-gpu", type=int, default=1, metavar="N", help="runs that share a GPU (default: 1)")
     where.add_argument("--threads", type=int, default=1, help="CPU threads of each run (default: 1)")
     where.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps")
-    names = "bfloat16, channels-last, fused, graphs, compile, skip-biases, compact, skip-disconnected"
+    names = "bfloat16, channels-last, fused, graphs, compile, skip-biases, compact, skip-disconnected, share-cycles"
     where.add_argument("--with", **several, default=[], dest="on", metavar="FEATURE", help=f"switch on: {names}")
     where.add_argument("--without", **several, default=[], dest="off", metavar="FEATURE", help="switch off, likewise")
     where.add_argument("--records", type=Path, metavar="DIR", help="folder of the records (default: data/records)")

@@ -53,7 +53,7 @@ class Speed:
     """What may make training faster; all off is plain float32 PyTorch. Model and data decide the result, not
     these: bfloat16 rounds, so runs differ in the last digits, but nothing here changes what is trained.
 
-    The first six are the business of `training.train`, the last two of `benchmark.run`.
+    The first six are the business of `training.train`, the last three of `benchmark.run`.
     """
 
     bfloat16: bool = False  # autocast: products in bfloat16, weights and sums in the model's dtype
@@ -64,6 +64,7 @@ class Speed:
     skip_biases: bool = False  # in front of BatchNorm, which cancels them: leave them as they are (`optim.idle_biases`)
     compact: bool = False  # train the smaller network that the masks leave, where they leave one
     skip_disconnected: bool = False  # a network cut in two answers a constant: compute its accuracy, do not train it
+    share_cycles: bool = False  # cycles of pruning begin with the same training of the whole network: once a process
 
     @staticmethod
     def auto(device: torch.device) -> "Speed":
@@ -73,7 +74,7 @@ class Speed:
         there. `compile` costs half a minute and more for each network before it gains anything, so it has to be
         asked for.
         """
-        savings = {"compact": True, "skip_disconnected": True}
+        savings = {"compact": True, "skip_disconnected": True, "share_cycles": True}
         if device.type == "cuda":
             bfloat16 = torch.cuda.is_bf16_supported()
             return Speed(bfloat16=bfloat16, channels_last=True, fused=True, graphs=True, skip_biases=True, **savings)

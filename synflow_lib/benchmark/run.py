@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from synflow_lib import data, devices, models, paths, provenance
-from synflow_lib.benchmark import claims, records
+from synflow_lib.benchmark import claims, first_cycle, records
 from synflow_lib.benchmark.claims import Elsewhere
 from synflow_lib.benchmark.grid import Run, default_iterations
 from synflow_lib.devices import Speed
@@ -91,7 +91,10 @@ def execute(spec: Run, device: torch.device, speed: Speed) -> dict[str, Any]:
 
     def training(network: nn.Module, masks: Masks, stage: str = "") -> History:
         save = checkpoint(spec, settings, dataset, device, speed, stage) if stage else last
-        return train(network, dataset, settings, masks, seed=spec.seed, device=device, speed=speed, checkpoint=save)
+        history = train(network, dataset, settings, masks, seed=spec.seed, device=device, speed=speed, checkpoint=save)
+        if save.at_end:
+            first_cycle.keep(save)
+        return history
 
     if last.state is None:
         last.extra, last.notes = prepared(spec, model, dataset, training)
@@ -131,11 +134,20 @@ def execute(spec: Run, device: torch.device, speed: Speed) -> dict[str, Any]:
 def checkpoint(
     spec: Run, settings: Recipe, dataset: "data.Dataset", device: torch.device, speed: Speed, stage: str = ""
 ) -> Checkpoint:
-    """Where the last training of `spec` stands, or that of an earlier `stage`; only its like can go on from it."""
-    about = {**asdict(spec), "settings": settings.settings(), "dataset": dataset.fingerprint, "speed": asdict(speed)}
+    """Where the last training of `spec` stands, or that of an earlier `stage`; only its like can go on from it.
+
+    That of the first cycle may have been done for another run.
+    """
+    file = claims.checkpoint(spec.key, stage)
+    about = first_cycle.fields(spec) if stage == first_cycle.STAGE else asdict(spec)
+    features = {name: on for name, on in asdict(speed).items() if name != "share_cycles"}
+    about |= {"settings": settings.settings(), "dataset": dataset.fingerprint, "speed": features}
     about |= {"threads": torch.get_num_threads(), "torch": torch.__version__}
     about |= {"device": provenance.device_name(str(device))}
-    return Checkpoint(claims.checkpoint(spec.key, stage), about, checkpoint_interval())
+    shared = speed.share_cycles and stage == first_cycle.STAGE
+    if shared:
+        first_cycle.offer(file, about)
+    return Checkpoint(file, about, checkpoint_interval(), at_end=shared)
 
 
 def checkpoint_interval() -> float:

@@ -33,7 +33,8 @@ class Stopped(Exception):
 class Checkpoint:
     """The file `path` for one training, described by `about`: plain values that must be equal to go on from it.
 
-    It is written at the end of an epoch, when `every` seconds have passed since the last time (0: after each epoch).
+    It is written at the end of an epoch, when `every` seconds have passed since the last time (0: after each epoch),
+    and with `at_end` after the last epoch in any case.
     `extra` (tensors, such as masks) and `notes` (plain values) are kept beside the training's own state; those of the
     file replace them when it is read, which is here. A file that is damaged, or of another training, is as good as
     none. A file that cannot be written costs a warning and not the training.
@@ -44,10 +45,12 @@ class Checkpoint:
         path: Path,
         about: Mapping[str, Any] | None = None,
         every: float = 60.0,
+        at_end: bool = False,
     ):
         self.path = Path(path)
         self.about = json.loads(json.dumps(dict(about or {})))
         self.every = every
+        self.at_end = at_end
         self.extra: dict[str, Tensor] = {}
         self.notes: dict[str, Any] = {}
         self.state: dict[str, Any] | None = None  # the training's curve and clock; None where it has to begin
@@ -77,11 +80,18 @@ class Checkpoint:
         self._tensors = {}
 
     def after_epoch(
-        self, model: nn.Module, optimiser: torch.optim.Optimizer, generator: torch.Generator, state: Mapping[str, Any]
+        self,
+        model: nn.Module,
+        optimiser: torch.optim.Optimizer,
+        generator: torch.Generator,
+        state: Mapping[str, Any],
+        last: bool = False,
     ) -> None:
-        """Save where it is time to; raises Stopped, after saving, where `STOP` is set."""
+        """Save where it is time to, `last` saying that no epoch follows; raises Stopped, after saving, where `STOP` is
+        set.
+        """
         stop = STOP.is_set()
-        if stop or time.monotonic() - self._saved >= self.every:
+        if stop or (last and self.at_end) or time.monotonic() - self._saved >= self.every:
             try:
                 self._write(model, optimiser, generator, state)
             except InputError as error:

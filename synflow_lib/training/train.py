@@ -132,7 +132,8 @@ def train(
                 history.diverged_epoch = epoch
             if checkpoint is not None:
                 noted = {"history": asdict(history), "seconds": time.perf_counter() - started}
-                checkpoint.after_epoch(model, optimiser, generator, noted)
+                last = epoch == recipe.epochs or history.status == "diverged"
+                checkpoint.after_epoch(model, optimiser, generator, noted, last)
             if history.status == "diverged":
                 break
     optimiser.zero_grad(set_to_none=True)

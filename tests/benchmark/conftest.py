@@ -7,8 +7,14 @@ from dataclasses import asdict
 
 import pytest
 
-from synflow_lib.benchmark import Run, records
+from synflow_lib.benchmark import Run, first_cycle, records
 from synflow_lib.training import recipe
+
+
+@pytest.fixture(autouse=True)
+def nothing_kept() -> None:
+    """No test goes on from the first cycle of another."""
+    first_cycle.forget()
 
 
 @pytest.fixture

@@ -349,7 +349,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(cycles, quick, monkeypatch)
             **{name: record[name] for name in ("layers", "cycle_results", "compression", "isometry_results")},
         }
 
-    uninterrupted = result(execute(spec, CPU, Speed.auto(CPU)))
+    uninterrupted = result(execute(spec, CPU, replace(Speed.auto(CPU), share_cycles=False)))
     checkpoint.STOP.set()
     try:
         for _ in range(2 * (cycles + 1)):  # two epochs in each training

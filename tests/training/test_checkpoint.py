@@ -62,6 +62,19 @@ def test_saving_does_not_change_the_training(toy_data, tmp_path):
     assert list(tmp_path.iterdir()) == [saved.path]
 
 
+@pytest.mark.parametrize("diverges", [False, True])
+@pytest.mark.parametrize("at_end", [False, True])
+def test_it_is_written_at_the_end_where_that_is_wanted(at_end, diverges, toy_data, tmp_path):
+    file = tmp_path / "toy.safetensors"
+    recipe = replace(PLAIN, lr=1e30) if diverges else PLAIN
+    curve, state, history = trained(toy_data, recipe, Checkpoint(file, ABOUT, every=1e9, at_end=at_end))
+    assert file.exists() == at_end and (history.status == "diverged") == diverges
+    if at_end:
+        again, same, _ = trained(toy_data, recipe, Checkpoint(file, ABOUT, every=1e9))
+        assert again == curve
+        assert all(torch.equal(same[name], tensor) or diverges for name, tensor in state.items())
+
+
 def test_it_is_written_when_the_interval_has_passed(toy_data, tmp_path, monkeypatch):
     clock, written = iter(range(0, 1000, 25)), []
     monkeypatch.setattr(checkpoint.time, "monotonic", lambda: next(clock))
