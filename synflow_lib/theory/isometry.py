@@ -76,7 +76,7 @@ def approximate_isometry(
             weights[name].masked_fill_(~mask.to(weights[name].device), 0)
         for task in tasks:
             weight = weights[task.name]
-            flat = weight.contiguous().view(-1)  # a copy where the weight lies in another order, such as channels-last
+            flat = weight.clone(memory_format=torch.contiguous_format).view(-1)  # it may lie in channels-last order
             flat[task.index[task.mask]] = task.end[task.mask]
             weight.copy_(flat.view(weight.shape))
     return _told(tasks)
