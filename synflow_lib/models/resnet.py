@@ -31,6 +31,10 @@ class ChannelScale(nn.Module):
         super().__init__()
         self.scale = nn.Parameter(torch.ones(channels, 1, 1))
 
+    def reset_parameters(self) -> None:
+        """Make the scales 1 again."""
+        nn.init.ones_(self.scale)
+
     def forward(self, x):
         return x * self.scale
 

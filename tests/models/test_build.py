@@ -106,6 +106,17 @@ def test_reinitialise_draws_the_same_distribution_anew(name):
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
 
 
+def test_reinitialise_makes_trained_identity_scales_one():
+    model = models.add_identity_scales(models.build("resnet18", "digits", width=0.1, seed=0))
+    for parameter in model.parameters():
+        parameter.data.fill_(3)
+    drawn = models.reinitialise(model, seed=5).state_dict()
+    scales = [name for name in drawn if name.endswith(".scale")]
+    assert len(scales) == 5 and all((drawn[name] == 1).all() for name in scales)
+    without = models.reinitialise(models.build("resnet18", "digits", width=0.1, seed=0), seed=5).state_dict()
+    assert all(torch.equal(drawn[name], tensor) for name, tensor in without.items() if "num_batches" not in name)
+
+
 def test_reinitialise_refuses_parameters_that_it_cannot_draw():
     class Scaled(torch.nn.Module):
         def __init__(self):
