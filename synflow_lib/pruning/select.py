@@ -78,7 +78,7 @@ class Sieve:
     """Marks the largest of values that come in pieces, if their border turns out to lie from `low` to `high`."""
 
     def __init__(self, marks: Tensor, low: float, high: float, summed: bool = False):
-        """Write into `marks`, all of which the pieces must cover; `below` is the sum of the others, where `summed`."""
+        """Write into `marks`, all of which the pieces must cover; where `summed`, `below` is the sum of the others."""
         self.marks, self.low, self.high, self.summed = marks.numpy(), low, high, summed
         self.below = 0.0
         self.places: list[np.ndarray] = []
@@ -109,7 +109,8 @@ class Sieve:
         below = within < border
         self.marks[places[below]] = False
         surplus = int(surplus - np.count_nonzero(below))
-        self.below += float(within[below].sum(dtype=float)) + surplus * float(border)
+        if self.summed:
+            self.below += float(within[below].sum(dtype=float)) + surplus * float(border)
         return float(border), torch.from_numpy(np.sort(places[within == border])), surplus
 
 

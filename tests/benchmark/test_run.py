@@ -1,3 +1,4 @@
+import random
 import sys
 from dataclasses import asdict, replace
 from functools import partial
@@ -397,6 +398,33 @@ def test_published_trains_the_shortcuts_of_a_resnet(monkeypatch):
     assert len(seen[0]) == 5 and record["settings"]["identity_scales"] is True
     execute(replace(spec, recipe="described"), CPU, Speed.auto(CPU))
     assert seen[1] == []
+
+
+OPTIONS = {
+    "model": ["vgg11", "resnet18"],
+    "pruner": list(SALIENCIES),
+    "log10_compression": [0.0, 0.5, 1.0],
+    "recipe": ["smoke:max_steps=1", "published:epochs=1,max_steps=1,milestones="],
+    "iterations": [None, 3],
+    "schedule": ["exponential", "linear"],
+    "scope": ["global", "layer"],
+    "cycles": [0, 1, 2],
+    **{name: [False, True] for name in ("rewind", "isometry", "shuffle", "reinitialise", "invert", "train_mode")},
+}
+
+
+@pytest.mark.parametrize("number", range(16))
+def test_options_go_together(number):
+    """Any of them with any others leaves as many weights as were asked for, and a result."""
+    choice = random.Random(number).choice
+    chosen = {name: choice(values) for name, values in OPTIONS.items()}
+    spec = Run("digits", seed=0, width=0.05, **chosen).validate()
+    speed = Speed(**{name: choice([False, True]) for name in asdict(Speed()) if name not in ("graphs", "compile")})
+    record = execute(spec, CPU, speed)
+    assert record["status"] in ("done", "diverged")
+    size, kept = (sum(row[name] for row in record["layers"]) for name in ("size", "kept"))
+    if spec.scope == "global" and record["status"] == "done":
+        assert kept == size - int((1 - 1 / spec.compression) * size)
 
 
 @pytest.mark.parametrize("wrong", ["soon", "-1", "nan"])

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from synflow_lib.pruning import select
 
-values = st.sampled_from([0.0, 1.0, 2.0, 1e-300, 1e300, -1.0, -torch.inf]) | st.floats(0, 10)
+values = st.sampled_from([0.0, 1.0, 2.0, 1e-300, 1e300, -1.0, torch.finfo(float).min, -torch.inf]) | st.floats(0, 10)
 
 
 def by_sorting(vector, number):
