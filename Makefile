@@ -51,7 +51,7 @@ test: setup  ## unit tests, then every chapter under nbval
 	$(BIN)/python -m pytest --quiet -m slow tests || status=$$?; \
 	SYNFLOW_FIGURES="$(SCRATCH)/figures" SYNFLOW_RECORDS="$(SCRATCH)/records" JUPYTER_PREFER_ENV_PATH=1 \
 	$(BIN)/python -m pytest --quiet -n $(JOBS) --dist loadfile -W default -p no:cacheprovider \
-	  --nbval-lax --nbval-current-env --nbval-cell-timeout=300 notebooks || status=$$?; \
+	  --nbval-lax --nbval-current-env --nbval-cell-timeout=600 notebooks || status=$$?; \
 	exit $$status
 
 lint: setup  ## check style and form of library, tests and notebooks
