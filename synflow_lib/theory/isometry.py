@@ -75,10 +75,8 @@ def approximate_isometry(
         for name, mask in (masks or {}).items():
             weights[name].masked_fill_(~mask.to(weights[name].device), 0)
         for task in tasks:
-            weight = weights[task.name]
-            flat = weight.clone(memory_format=torch.contiguous_format).view(-1)  # it may lie in channels-last order
-            flat[task.index[task.mask]] = task.end[task.mask]
-            weight.copy_(flat.view(weight.shape))
+            weight = weights[task.name]  # it may lie in channels-last order, so no flat view of it
+            weight[torch.unravel_index(task.index[task.mask], weight.shape)] = task.end[task.mask]
     return _told(tasks)
 
 
