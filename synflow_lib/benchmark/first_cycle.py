@@ -37,7 +37,7 @@ def offer(file: Path, about: Mapping[str, Any]) -> None:
 def keep(save: Checkpoint) -> None:
     """Keep the training that `save` is the checkpoint of, in place of the one before; it has just ended."""
     _kept.clear()
-    with contextlib.suppress(FileNotFoundError):  # it could not be written, and said so
+    with contextlib.suppress(OSError):  # it could not be written, and said so
         _kept[_name(save.about)] = save.path.read_bytes()
 
 
