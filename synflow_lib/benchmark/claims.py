@@ -35,9 +35,9 @@ def note(key: str) -> Path:
     return path(key).with_suffix(".json")
 
 
-def checkpoint(key: str, stage: str = "") -> Path:
-    """Where the run of this key keeps the checkpoint of its last training, or of an earlier `stage` ("cycle1")."""
-    return paths.records() / "checkpoints" / f"{key}{stage and '.'}{stage}.safetensors"
+def checkpoint(key: str, cycle: int = 0) -> Path:
+    """Where the run of this key keeps the checkpoint of its last training, or of that in a `cycle` (1, 2, ...)."""
+    return paths.records() / "checkpoints" / f"{key}{f'.cycle{cycle}' if cycle else ''}.safetensors"
 
 
 def checkpoints(key: str) -> list[Path]:

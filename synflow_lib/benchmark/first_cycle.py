@@ -15,7 +15,6 @@ from synflow_lib.benchmark.grid import Run
 from synflow_lib.errors import InputError
 from synflow_lib.training import Checkpoint
 
-STAGE = "cycle1"
 DECIDES = ("dataset", "model", "width", "seed", "recipe")  # the fields of Run that this training hangs on
 
 _kept: dict[str, bytes] = {}  # what was trained, as JSON, to the file: of the last such training alone
@@ -35,8 +34,10 @@ def offer(file: Path, about: Mapping[str, Any]) -> None:
 
 
 def keep(save: Checkpoint) -> None:
-    """Keep the training that `save` is the checkpoint of, in place of the one before; it has just ended."""
-    _kept.clear()
+    """Keep the training that `save` is the checkpoint of, in place of any other; it has ended."""
+    if _name(save.about) in _kept:
+        return
+    forget()
     with contextlib.suppress(OSError):  # it could not be written, and said so
         _kept[_name(save.about)] = save.path.read_bytes()
 

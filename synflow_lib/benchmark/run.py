@@ -2,31 +2,25 @@
 
 import math
 import os
-import time
 import traceback
-from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
-from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from synflow_lib import data, devices, models, paths, provenance
-from synflow_lib.benchmark import claims, first_cycle, records
+from synflow_lib.benchmark import claims, first_cycle, preparation, records
 from synflow_lib.benchmark.claims import Elsewhere
-from synflow_lib.benchmark.grid import Run, default_iterations
+from synflow_lib.benchmark.grid import Run
 from synflow_lib.devices import Speed
 from synflow_lib.errors import InputError
-from synflow_lib.pruning import NEEDS_DATA, SALIENCIES, Compacted, Masks, compact, connected, prunable, prune
-from synflow_lib.theory import approximate_isometry
+from synflow_lib.pruning import Compacted, Masks, compact, connected, prunable
 from synflow_lib.training import Checkpoint, History, Recipe, Stopped, recipe, train
 
-Train = Callable[..., History]
 CHECKPOINT_SECONDS = 60.0  # what an interrupted training loses at most, and an epoch
 COMPACT_BELOW = 0.75  # share of the weights: a compact network that is hardly smaller gains nothing
-NEW_WEIGHTS = 1_000_000  # added to the seed for `reinitialise`, so that the new weights are not the old ones
 
 
 def run(
@@ -89,15 +83,15 @@ def execute(spec: Run, device: torch.device, speed: Speed) -> dict[str, Any]:
         models.add_identity_scales(model)
     last = checkpoint(spec, settings, dataset, device, speed)
 
-    def training(network: nn.Module, masks: Masks, stage: str = "") -> History:
-        save = checkpoint(spec, settings, dataset, device, speed, stage) if stage else last
+    def training(network: nn.Module, masks: Masks, cycle: int = 0) -> History:
+        save = checkpoint(spec, settings, dataset, device, speed, cycle) if cycle else last
         history = train(network, dataset, settings, masks, seed=spec.seed, device=device, speed=speed, checkpoint=save)
         if save.at_end:
             first_cycle.keep(save)
         return history
 
     if last.state is None:
-        last.extra, last.notes = prepared(spec, model, dataset, training)
+        last.extra, last.notes = preparation.prepared(spec, model, dataset, training)
     masks = Masks({name: last.extra[name] for name in prunable(model)}).to(device)  # a file knows no order
     cycles = [History(**cycle) for cycle in last.notes["cycles"]]
     joined = connected(model, masks, dataset.input_shape)
@@ -122,7 +116,7 @@ def execute(spec: Run, device: torch.device, speed: Speed) -> dict[str, Any]:
         "savings": {"compact_share": share, "disconnected": bool(speed.skip_disconnected and not joined)},
         "prune_seconds": last.notes["prune_seconds"],
         "isometry_results": last.notes["isometry"],
-        "source_fingerprint": scored_on(spec, dataset).fingerprint,
+        "source_fingerprint": preparation.scored_on(spec, dataset).fingerprint,
         **pace(history, settings, dataset),
         "peak_memory": devices.peak_memory(device),
         "settings": settings.settings(),
@@ -132,19 +126,19 @@ def execute(spec: Run, device: torch.device, speed: Speed) -> dict[str, Any]:
 
 
 def checkpoint(
-    spec: Run, settings: Recipe, dataset: "data.Dataset", device: torch.device, speed: Speed, stage: str = ""
+    spec: Run, settings: Recipe, dataset: "data.Dataset", device: torch.device, speed: Speed, cycle: int = 0
 ) -> Checkpoint:
-    """Where the last training of `spec` stands, or that of an earlier `stage`; only its like can go on from it.
+    """Where the last training of `spec` stands, or that of a `cycle` before it; only its like can go on from it.
 
     That of the first cycle may have been done for another run.
     """
-    file = claims.checkpoint(spec.key, stage)
-    about = first_cycle.fields(spec) if stage == first_cycle.STAGE else asdict(spec)
+    file = claims.checkpoint(spec.key, cycle)
+    about = first_cycle.fields(spec) if cycle == 1 else asdict(spec)
     features = {name: on for name, on in asdict(speed).items() if name != "share_cycles"}
     about |= {"settings": settings.settings(), "dataset": dataset.fingerprint, "speed": features}
     about |= {"threads": torch.get_num_threads(), "torch": torch.__version__}
     about |= {"device": provenance.device_name(str(device))}
-    shared = speed.share_cycles and stage == first_cycle.STAGE
+    shared = speed.share_cycles and cycle == 1
     if shared:
         first_cycle.offer(file, about)
     return Checkpoint(file, about, checkpoint_interval(), at_end=shared)
@@ -160,32 +154,6 @@ def checkpoint_interval() -> float:
     if not seconds >= 0:
         raise InputError(f"SYNFLOW_CHECKPOINT_SECONDS must be a number of seconds, 0 or more, not {stated!r}")
     return seconds
-
-
-def prepared(
-    spec: Run, model: nn.Module, dataset: "data.Dataset", training: Train
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Bring `model` to where its last training begins; return the masks, and notes of the cycles, what isometry did and
-    the time of it all.
-    """
-    started = time.perf_counter()
-    masks, cycles = pruned_in_cycles(spec, model, dataset, training)
-    if spec.shuffle:
-        masks = masks.shuffled(spec.seed)
-    if spec.reinitialise:
-        models.reinitialise(model, spec.seed + NEW_WEIGHTS)
-    trained = not (cycles and cycles[-1].status == "diverged")
-    repair = isometric(model, masks) if spec.isometry and trained else None
-    seconds = round(time.perf_counter() - started, 3)
-    notes = {"prune_seconds": seconds, "cycles": [asdict(cycle) for cycle in cycles], "isometry": repair}
-    return dict(masks.items()), notes
-
-
-def isometric(model: nn.Module, masks: Masks) -> dict[str, Any]:
-    """Bring the kept weights of `model` near to isometry; return the objective before and after, and the steps."""
-    repair = approximate_isometry(model, masks)
-    before, *_, after = repair.curve
-    return {"before": before, "after": after, "steps": len(repair.curve) - 1, "converged": repair.converged}
 
 
 def compacted(spec: Run, model: nn.Module, masks: Masks, input_shape: tuple[int, ...]) -> Compacted | None:
@@ -226,76 +194,6 @@ def pace(history: History, settings: Recipe, dataset: "data.Dataset") -> dict[st
     epoch = (seconds - first["seconds"]) / epochs
     images = min(len(dataset.train_labels), settings.batch_size * (settings.max_steps or math.inf))
     return {"train_seconds": seconds, "epoch_seconds": round(epoch, 4), "images_per_second": round(images / epoch, 1)}
-
-
-def scored_on(spec: Run, dataset: "data.Dataset") -> "data.Dataset":
-    """The data set that snip and grasp score on: `spec.source`, or the one that is trained on."""
-    return data.load_once(spec.source, dataset.train_images.device) if spec.source else dataset
-
-
-def saliency(spec: Run) -> Callable[..., dict[str, Tensor]]:
-    """The scores of `spec`: those of its pruner, by its loss where they need one."""
-    method = SALIENCIES[spec.pruner]
-    return method if spec.loss == "supervised" else partial(method, loss=spec.loss)
-
-
-def pruned(
-    spec: Run, model: nn.Module, dataset: "data.Dataset", compression: float | None = None, among: Masks | None = None
-) -> Masks:
-    """Prune `model` as `spec` says, to its compression or the one given, only weights that `among` still has."""
-    method, needs_data = saliency(spec), spec.pruner in NEEDS_DATA
-    batches = data.scoring_batches(scored_on(spec, dataset), seed=spec.seed) if needs_data else None
-    return prune(
-        model,
-        surviving(method, among, spec.invert) if among else method,
-        spec.compression if compression is None else compression,
-        input_shape=dataset.input_shape,
-        batches=batches,
-        iterations=spec.iterations or default_iterations(spec.pruner),
-        schedule=spec.schedule,
-        scope=spec.scope,
-        train_mode=spec.train_mode,
-        invert=spec.invert,
-        seed=spec.seed,
-    )
-
-
-def surviving(method: Callable[..., dict[str, Tensor]], among: Masks, invert: bool) -> Callable[..., dict[str, Tensor]]:
-    """The saliency `method` with the lowest of all scores for every weight that `among` has not: none comes
-    back.
-    """
-
-    def scores(model: nn.Module, live: Masks, **options: Any) -> dict[str, Tensor]:
-        found = method(model, {name: live[name] & among[name] for name in live}, **options)
-        lowest = {name: torch.finfo(score.dtype).min * (-1 if invert else 1) for name, score in found.items()}
-        return {name: score.masked_fill(~among[name], lowest[name]) for name, score in found.items()}
-
-    return scores
-
-
-def pruned_in_cycles(
-    spec: Run, model: nn.Module, dataset: "data.Dataset", training: Train
-) -> tuple[Masks, list[History]]:
-    """Return the masks, and what each of the `spec.cycles` trainings before the last gave (none for single pruning).
-
-    Cycles are iterative magnitude pruning (Frankle and Carbin 2019), for any method: train, prune what was trained,
-    rewind. After cycle i of n the compression is rho^(i/n). With `spec.rewind` all parameters and BatchNorm
-    statistics go back to their initial values, so the survivors start each training bit for bit as they started the
-    first. A training that diverges ends the cycles: its weights rank nothing.
-    """
-    if not spec.cycles:
-        return pruned(spec, model, dataset), []
-    initial = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    masks = Masks({name: torch.ones_like(weight, dtype=torch.bool) for name, weight in prunable(model).items()})
-    histories = []
-    for cycle in range(1, spec.cycles + 1):
-        histories.append(training(model, masks, f"cycle{cycle}"))
-        if histories[-1].status == "diverged":
-            break
-        masks = pruned(spec, model, dataset, spec.compression ** (cycle / spec.cycles), masks)
-        if spec.rewind:
-            model.load_state_dict(initial)
-    return masks, histories
 
 
 def summary(history: History) -> dict[str, Any]:

@@ -22,7 +22,7 @@ def test_each_seed_has_its_character(record, monkeypatch):
     outdated, interrupted, running = (replace(FULL, log10_compression=2.0, seed=seed) for seed in range(3))
     record(outdated, settings={})
     claims.checkpoint(interrupted.key).parent.mkdir()
-    claims.checkpoint(interrupted.key, "cycle1").touch()
+    claims.checkpoint(interrupted.key, 1).touch()
     monkeypatch.setattr(claims, "running", lambda: {running.key})
     (shown, legend) = status.report()
     assert lines(shown)["synflow"].split() == [*["..."] * 4, "#DF", *["..."] * 3, "o~>", *["..."] * 4]
