@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from synflow_lib.benchmark import published, results
+from synflow_lib.data import DATASETS
 from synflow_lib.errors import lookup
 from synflow_lib.theory import conservation
 
@@ -92,11 +93,28 @@ def winners() -> pd.DataFrame:
     """
     means = _means().query("log10_compression > 0").round(4)
     best = means.eq(means.max(axis=1), axis=0)
-    high = best.index.get_level_values("log10_compression") > 1.5
-    where = pd.Series(high, index=best.index).map({False: "up to 10^1.5", True: "above 10^1.5"})
+    where = _ranges(best.index)
     table = best.groupby(where.to_numpy(), sort=False).sum()
     table["cells"] = where.value_counts()
     return table.rename_axis("where").rename_axis(columns=None).reset_index()
+
+
+def shortfalls() -> pd.DataFrame:
+    """Finding 8: by how many points each pruner's mean is below the best pruner's, over the cells of figure 6.
+
+    One row per range `where` and `pruner`: the `mean` and the `most` over the range's 72 cells, in how many it is
+    `within_a_point` of the best, and in how many a run of three was never better than `guessing`.
+    """
+    means = _means().query("log10_compression > 0")
+    behind = means.rsub(means.max(axis=1), axis=0).stack().rename("points")
+    runs = published.accuracy().query("log10_compression > 0")
+    guessing = runs["top1_accuracy"] <= 100 / runs["dataset"].map(lambda name: DATASETS[name].classes)
+    cells = behind.to_frame().join(guessing.groupby([runs[name] for name in behind.index.names]).any().rename("dead"))
+    cells["near"] = cells["points"] <= 1
+    parts = cells.groupby([_ranges(cells.index).rename("where"), "pruner"], sort=False)
+    kinds = {"mean": ("points", "mean"), "most": ("points", "max")}
+    counts = {"within_a_point": ("near", "sum"), "guessing": ("dead", "sum")}
+    return parts.agg(**kinds, **counts).reset_index()
 
 
 def below_random() -> pd.DataFrame:
@@ -158,7 +176,7 @@ FINDINGS: dict[int, Sequence[Callable[[], pd.DataFrame]]] = {
     2: (first_epochs,),
     3: (best_epochs,),
     7: (whole_and_learning,),
-    8: (winners, below_random),
+    8: (winners, shortfalls, below_random),
     11: (cycles,),
     14: (layer_slopes, first_collapse),
     15: (magnitude_slopes,),
@@ -172,6 +190,12 @@ def show(number: int | str) -> str:
     claims = [table.__doc__.strip().splitlines()[0] for table in tables]
     shown = [table().to_string(index=False, float_format="{:.4g}".format, na_rep="-") for table in tables]
     return "\n\n".join(f"{claim}\n{text}" for claim, text in zip(claims, shown, strict=True))
+
+
+def _ranges(cells: pd.MultiIndex) -> pd.Series:
+    """Which of the two ranges of compression that finding 8 tells apart each of `cells` lies in."""
+    high = cells.get_level_values("log10_compression") > 1.5
+    return pd.Series(high, index=cells).map({False: "up to 10^1.5", True: "above 10^1.5"})
 
 
 def _means() -> pd.DataFrame:

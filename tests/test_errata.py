@@ -214,6 +214,44 @@ def test_finding_8_who_is_best_is_counted():
     assert ", ".join(f"{name} {low[key]}" for key, name in names.items()) in text
 
 
+def test_finding_8_synflow_is_never_far_behind():
+    low = audit.shortfalls().query("where == 'up to 10^1.5'").set_index("pruner")
+    assert low["most"].idxmin() == low["mean"].idxmin() == low["within_a_point"].idxmax() == "synflow"
+    said = {name: f"{low['mean'][name]:.1f} and {low['most'][name]:.1f}" for name in low.index}
+    text = prose(SECTIONS[8])
+    assert (
+        f"{low['mean']['synflow']:.1f} points below the best on average and {low['most']['synflow']:.1f} at most"
+        in text
+    )
+    assert f"SNIP has {said['snip']}, random {said['random']}, GraSP {said['grasp']}" in text
+    assert (
+        f"magnitude, as often the best, {said['magnitude']}: in {low['guessing']['magnitude']} of its 72 cells" in text
+    )
+
+
+def test_finding_8_shortfalls_are_those_of_one_cell_at_a_time():
+    table = audit.shortfalls()
+    assert len(table) == 10
+    runs = published.accuracy().query("log10_compression > 0")
+    worst, guessing = 0.0, 0
+    for (dataset, _, power), cell in runs.groupby(["dataset", "model", "log10_compression"]):
+        if power > 1.5:
+            means = cell.groupby("pruner")["top1_accuracy"].mean()
+            worst = max(worst, means.max() - means["random"])
+            chance = {"cifar10": 10, "cifar100": 1, "tiny-imagenet": 0.5}[dataset]
+            guessing += bool((cell.query("pruner == 'random'")["top1_accuracy"] <= chance).any())
+    row = table.query("where == 'above 10^1.5' and pruner == 'random'").iloc[0]
+    assert row["most"] == pytest.approx(worst) and row["guessing"] == guessing == 17
+
+
+def test_finding_8_magnitude_cuts_resnets_from_10_to_the_1_25():
+    runs = published.accuracy().query("pruner == 'magnitude' and 0 < log10_compression <= 1.5")
+    runs = runs[runs["model"].isin(["resnet18", "wide_resnet18_published"])]
+    chance = runs["dataset"].map({"cifar10": 10, "cifar100": 1, "tiny-imagenet": 0.5})
+    learns = (runs["top1_accuracy"] > chance).groupby(runs["log10_compression"]).mean()
+    assert (learns[:1.0] == 1).all() and (learns[1.25:] < 0.2).all()
+
+
 def test_finding_8_synflow_is_below_random_on_tiny_imagenet():
     table = audit.below_random().set_index("log10_compression")["synflow_minus_random"]
     below = table[table < 0]

@@ -159,10 +159,10 @@ def checkpoint_interval() -> float:
 def compacted(spec: Run, model: nn.Module, masks: Masks, input_shape: tuple[int, ...]) -> Compacted | None:
     """The smaller network to train in place of the masked one, None where there is none or it would gain little.
 
-    After cycles the network is not the one that was built: where its betas have moved, constants may depend on rounding
-    (see `compact`), so it is trained as it is.
+    After cycles without rewinding the network is not the one that was built: where its betas have moved, constants may
+    depend on rounding (see `compact`), so it is trained as it is.
     """
-    if spec.cycles or masks.density == 1:
+    if (spec.cycles and not spec.rewind) or masks.density == 1:
         return None
     try:
         small = compact(model, masks, input_shape)

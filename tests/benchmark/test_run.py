@@ -100,16 +100,26 @@ def test_a_folder_that_cannot_be_written_is_noticed_before_training(quick, tmp_p
 VGG = Run("digits", "vgg11", "synflow", 2.0, recipe="smoke", width=0.25)
 
 
-@pytest.mark.parametrize("isometry", [False, True])
-def test_the_compact_network_trains_to_the_same_accuracy_as_the_masked_one(isometry, monkeypatch):
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"isometry": True},
+        {"cycles": 1},
+        {"cycles": 1, "reinitialise": True, "isometry": True},
+        {"model": "resnet18", "width": 0.1, "cycles": 1},
+    ],
+    ids=lambda change: "-".join(change) or "plain",
+)
+def test_the_compact_network_trains_to_the_same_accuracy_as_the_masked_one(change, monkeypatch):
     """Up to rounding: in float64 the test losses agree to ten digits."""
     original = models.build
     monkeypatch.setattr(module.models, "build", lambda *a, **k: original(*a, **k).double())
-    monkeypatch.setattr(module, "recipe", lambda *_: replace(recipe("smoke", "digits", "vgg11"), max_steps=6))
-    spec = replace(VGG, isometry=isometry)
+    monkeypatch.setattr(module, "recipe", lambda *which: replace(recipe(*which), max_steps=3))
+    spec = replace(VGG, **{"width": 0.15, **change})
     small, full = (execute(spec, CPU, Speed(compact=compact)) for compact in (True, False))
     assert small["savings"]["compact_share"] < 0.1 and full["savings"]["compact_share"] is None
-    assert small["isometry_results"] == full["isometry_results"] and bool(small["isometry_results"]) == isometry
+    assert small["isometry_results"] == full["isometry_results"] and bool(small["isometry_results"]) == spec.isometry
     assert small["layers"] == full["layers"] and small["compression"] == full["compression"]
     for ours, theirs in zip(small["curve"], full["curve"], strict=True):
         assert ours["test_loss"] == pytest.approx(theirs["test_loss"], rel=1e-10)
@@ -118,7 +128,7 @@ def test_the_compact_network_trains_to_the_same_accuracy_as_the_masked_one(isome
 
 @pytest.mark.parametrize(
     "whole",
-    [{"cycles": 1}, {"log10_compression": 0.0}, {"pruner": "random", "log10_compression": 0.25}],
+    [{"cycles": 1, "rewind": False}, {"log10_compression": 0.0}, {"pruner": "random", "log10_compression": 0.25}],
     ids=["cycles", "dense", "random"],
 )
 def test_what_would_not_be_smaller_or_not_the_same_is_trained_masked(whole):
