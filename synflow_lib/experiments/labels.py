@@ -22,8 +22,7 @@ RANDOM = "random labels"
 def without_labels(setting: Setting, log10_compressions: Iterable[float], seeds: Iterable[int]) -> pd.DataFrame:
     """SNIP by each of `LOSSES`, and SynFlow: trained after isometry.
 
-    Columns: `log10_compression`, `score`, `seed`, `shared` (the overlap with the supervised mask) and `accuracy` (of
-    the last epoch).
+    Columns: `log10_compression`, `score`, `seed`, `overlap` (with the supervised mask) and `accuracy` (of the last epoch).
     """
     parts = [{"setting": setting, "power": power, "seed": seed} for power, seed in product(log10_compressions, seeds)]
     return pd.DataFrame(chain.from_iterable(pool.each(_by_every_score, parts)))
@@ -35,7 +34,7 @@ def _by_every_score(setting: Setting, power: float, seed: int) -> list[dict]:
     for score in (*LOSSES, "synflow"):
         model = setting.network(seed=seed)
         masks = setting.masks(model, partial(snip, loss=score) if score in LOSSES else score, 10**power, seed)
-        about = {"log10_compression": power, "score": score, "seed": seed, "shared": supervised.overlap(masks)}
+        about = {"log10_compression": power, "score": score, "seed": seed, "overlap": supervised.overlap(masks)}
         approximate_isometry(model, masks)
         rows.append(about | {"accuracy": setting.train(model, masks, seed).accuracy_last})
     return rows

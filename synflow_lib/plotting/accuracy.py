@@ -71,7 +71,8 @@ def accuracy_grid(
         accuracy(axis, tables.get((dataset, model), empty), band)
         axis.set_title(f"{DATASET_NAMES[dataset]}, {MODEL_NAMES[model]}", fontsize=9)
         if (dataset, model) not in tables:
-            axis.text(0.04, 0.14, "authors only", transform=axis.transAxes, fontsize=8, color="#606060")
+            free = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1.5}  # some curves pass behind it
+            axis.text(0.04, 0.14, "authors only", transform=axis.transAxes, fontsize=8, color="#606060", bbox=free)
         axis.label_outer()
     extra = {"range of the authors' 3 runs": {"color": "black", "alpha": 0.3, "linewidth": 5}}
     extra |= {"ours": {"color": "black", "marker": "o"}} if tables else {}
@@ -99,7 +100,8 @@ def first_epochs(ours: pd.DataFrame, authors: pd.DataFrame) -> Figure:
             axis.plot(part["epoch"], part[name], marker=".", color=colours[recipe])
         axis.use_sticky_edges = False  # else the axis would end where the bars do
         axis.set(xlabel="epoch", ylabel=label, xticks=band.index, xlim=(0.4, band.index.max() + 0.6))
-    extra = {recipe: {"color": colour, "marker": "."} for recipe, colour in colours.items()}
+    line = "-" if len(band) > 1 else ""
+    extra = {recipe: {"color": colour, "marker": ".", "linestyle": line} for recipe, colour in colours.items()}
     pruner_legend(figure, [], extra | {"range of the authors' runs": {"color": "#c8c8c8", "linewidth": 5}})
     return figure
 

@@ -13,10 +13,10 @@ from synflow_lib.plotting.style import COLOURS, NAMES, axes, look, order, pruner
 from synflow_lib.pruning.densities import first_collapse
 
 
-def layer_kept(tables: Mapping[str, pd.DataFrame], colour: str = "black") -> Figure:
+def layer_kept(tables: Mapping[str, pd.DataFrame], colour: str = "black", what: str = "weights kept") -> Figure:
     """Weights kept in each layer, one axis per pruner side by side; an emptied layer is a cross on the floor.
 
-    `tables` maps a pruner, or any other label (drawn in `colour`), to `Masks.layers()`.
+    `tables` maps a pruner, or any other label (drawn in `colour`), to `Masks.layers()`, whose `kept` counts `what`.
     """
     figure, grid = axes(columns=len(tables), width=2.1, height=2.6, sharey=True)
     for axis, (pruner, table) in zip(grid[0], tables.items(), strict=True):
@@ -28,7 +28,7 @@ def layer_kept(tables: Mapping[str, pd.DataFrame], colour: str = "black") -> Fig
         verdict = "no layer empty" if alive.all() else f"{(~alive).sum()} of {len(table)} layers empty"
         axis.set_title(f"{NAMES.get(pruner, pruner)}\n{verdict}", fontsize=9)
         axis.set(yscale="log", ylim=(0.6, None), xlabel="layer", xticks=position[:: max(1, len(table) // 5)])
-    grid[0, 0].set_ylabel("weights kept (grey: all)")
+    grid[0, 0].set_ylabel(f"{what} (grey: all)")
     return figure
 
 

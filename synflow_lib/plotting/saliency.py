@@ -14,9 +14,10 @@ from synflow_lib.theory.conservation import violation
 
 
 def score_distributions(scores: Mapping[str, Mapping[str, object]], sample: int = 2000) -> Figure:
-    """How each pruner's scores are spread in each layer: box plots of log10 of the positive scores, over their median.
+    """How each pruner's scores are spread in each layer: box plots of log10 of the positive scores.
 
-    `scores` maps a pruner to what its saliency returned; `sample` scores of each layer are drawn, evenly by rank.
+    `scores` maps a pruner to what its saliency returned; `sample` scores of each layer are drawn, evenly by rank, over
+    the median of all that are drawn. Boxes hold the middle half of a layer's scores.
     """
     figure, grid = axes(columns=len(scores), width=2.1, height=2.5, sharey=True)
     for axis, (pruner, layers) in zip(grid[0], scores.items(), strict=True):
@@ -34,7 +35,7 @@ def score_distributions(scores: Mapping[str, Mapping[str, object]], sample: int 
         )
         axis.set(title=NAMES.get(pruner, pruner), xlabel="layer", xticks=range(1, len(columns) + 1, 2))
         axis.set_xticklabels(range(1, len(columns) + 1, 2))
-    grid[0, 0].set_ylabel("log₁₀ (score / median score)")
+    grid[0, 0].set_ylabel("log₁₀ (score / median drawn)")
     return figure
 
 

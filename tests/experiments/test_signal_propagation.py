@@ -112,7 +112,7 @@ def loaded(state, masks):
 def test_scores_without_labels_are_compared_with_the_supervised_ones(setting, trainings):
     table = labels.without_labels(setting, [1.0], [0]).set_index("score")
     assert list(table.index) == ["supervised", "uniform", "entropy", "random labels", "synflow"]
-    assert table["shared"]["supervised"] == 1 > table["shared"].drop("supervised").max()
+    assert table["overlap"]["supervised"] == 1 > table["overlap"].drop("supervised").max()
     masks = dict(zip(table.index, (m for _, m, *_ in trainings), strict=True))
     unlabelled = [(images, None) for images, _ in setting.batches]
     expected = prune(network(), lambda *a, **k: snip(*a, **k | {"loss": "uniform", "batches": unlabelled}), 10)
