@@ -1,7 +1,7 @@
 """How long runs would take here, from measured speeds and without a data set: `synflow bench ... --estimate`.
 
 Where this kind of device has records of a panel, their times count. Elsewhere a few real training steps, evaluation
-batches and prunings are timed on random images: two minutes for the twelve panels on one CPU core. What is saved by
+batches and prunings are timed on random images: a minute or two for the twelve panels on one CPU core. What is saved by
 compact networks, by networks that are not trained and by a first cycle that runs share is in the records' times alone:
 without records, hours are an upper bound.
 """

@@ -22,7 +22,7 @@ RANDOM = "random labels"
 def without_labels(setting: Setting, log10_compressions: Iterable[float], seeds: Iterable[int]) -> pd.DataFrame:
     """SNIP by each of `LOSSES`, and SynFlow: trained after isometry.
 
-    Columns: `log10_compression`, `score`, `seed`, `overlap` (with the supervised mask) and `accuracy` (of the last epoch).
+    Columns: `log10_compression`, `score`, `seed`, `overlap` with the supervised mask, `accuracy` of the last epoch.
     """
     parts = [{"setting": setting, "power": power, "seed": seed} for power, seed in product(log10_compressions, seeds)]
     return pd.DataFrame(chain.from_iterable(pool.each(_by_every_score, parts)))
