@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from synflow_lib import data, models, paths
+from synflow_lib import data, devices, models, paths
 from synflow_lib.data import DATASETS
 from synflow_lib.errors import InputError, lookup
 
@@ -78,8 +78,7 @@ def of_torchvision(arguments: argparse.Namespace, name: str) -> Network:
     if classes < 1:
         raise InputError(f"--classes must be at least 1, not {classes}")
     extra = {"aux_logits": False, "init_weights": True} if name in TWO_OUTPUTS else {}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(arguments.seed)
+    with devices.seeded(arguments.seed, torch.device("cpu")):
         model = torchvision.models.get_model(name, weights=None, num_classes=classes, **extra)
     return Network(model, tuple(input_shape), classes, arguments.model)
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from synflow_lib import devices
 from synflow_lib.data.specs import DATASETS
 from synflow_lib.errors import InputError, lookup
 from synflow_lib.models.initialisation import INITIALISATIONS, initialise
@@ -49,8 +50,7 @@ def build(
         raise InputError(f"width must be a positive factor such as 0.25 or 1.0, not {width}")
     if classes < 1 or any(size < 1 for size in input_shape):
         raise InputError(f"a model needs positive sizes, not input shape {tuple(input_shape)} and {classes} classes")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with devices.seeded(seed, torch.device("cpu")):
         return builder(tuple(input_shape), classes, width)
 
 
@@ -59,15 +59,18 @@ def reinitialise(model: nn.Module, seed: int = 0) -> nn.Module:
 
     The networks of this library know their own initialisation (`model.initialise`); any other module is reset by
     the `reset_parameters` of its parts, which is PyTorch's default and may differ from how the model was made.
-    Raises InputError where neither exists for some parameter.
+    Raises InputError, before anything is drawn, where neither exists for some parameter. The global random state is
+    left as it was.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        for module in model.modules():
-            if hasattr(module, "reset_parameters"):
-                module.reset_parameters()
-            elif any(True for _ in module.parameters(recurse=False)):
-                raise InputError(f"cannot re-initialise {type(module).__name__}: it has no reset_parameters()")
-        if hasattr(model, "initialise"):
-            model.initialise()
+    own, resets = getattr(model, "initialise", None), []
+    for module in model.modules():
+        reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
+        if reset is not None:
+            resets.append(reset)
+        elif own is None and any(True for _ in module.parameters(recurse=False)):
+            raise InputError(f"cannot re-initialise {type(module).__name__}: it has no reset_parameters()")
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    with devices.seeded(seed, device):
+        for reset in (*resets, own) if own is not None else resets:
+            reset()
     return model

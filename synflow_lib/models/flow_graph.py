@@ -10,6 +10,7 @@ block, and from it read the first convolutions and whatever follows the stage.
 import operator
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass, field
 
 import torch
@@ -27,8 +28,12 @@ KEEPS_CHANNELS = (
     *(nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.Tanh, nn.GELU, nn.SiLU, nn.ELU, nn.Sigmoid, nn.Softplus, nn.ReLU6),
 )
 KEEPS_CHANNELS_CALLS = {torch.relu, F.relu, torch.tanh, torch.flatten, F.dropout, F.adaptive_avg_pool2d}
+FLATTEN, RESHAPES = {torch.flatten, "flatten"}, {"view", "reshape"}
+TENSORS_AND_MODULES = {"_parameters", "_buffers", "_modules"}
 KEEPS_CHANNELS_METHODS = {"relu", "flatten", "contiguous", "view", "reshape", "tanh"}
 SUMS = {operator.add, operator.iadd, torch.add}
+# Keywords that change nothing of what leads where, or are read here; none of them belongs to a sum.
+UNDERSTOOD = {"inplace", "negative_slope", "p", "training", "memory_format", "start_dim", "end_dim", "output_size"}
 
 
 @dataclass(frozen=True)
@@ -99,13 +104,62 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def trace(model: nn.Module) -> fx.Graph:
-    """The operations of `model` in eval mode, in order; raises InputError where torch.fx cannot follow its code."""
+@contextmanager
+def attributes_kept(model: nn.Module) -> Iterator[None]:
+    """Give every module back the attributes that it had, its lists and dictionaries with what they held.
+
+    What the model's code stores in the block, as `self.features = x`, would stay otherwise: stand-ins for tensors, or
+    tensors that hold a whole graph. Parameters, buffers and submodules are left alone.
+    """
+    before = {}
+    for module in model.modules():
+        own = {name: value for name, value in vars(module).items() if name not in TENSORS_AND_MODULES}
+        before[module] = own, [(value, copy(value)) for value in own.values() if type(value) in (list, dict)]
     try:
-        with eval_mode(model):
+        yield
+    finally:
+        for module, (own, containers) in before.items():
+            for name in set(vars(module)) - set(own) - TENSORS_AND_MODULES:
+                del vars(module)[name]
+            vars(module).update(own)
+            for value, held in containers:
+                value.clear()
+                value.extend(held) if isinstance(value, list) else value.update(held)
+
+
+def operations(model: nn.Module) -> fx.Graph:
+    """The operations of `model` in the mode that it is in, in order, and nothing of it changed.
+
+    Raises InputError where torch.fx cannot follow its code.
+    """
+    try:
+        with attributes_kept(model):
             return fx.symbolic_trace(model).graph
     except Exception as error:  # the model's own code runs here, on stand-ins for tensors, and may raise anything
         raise InputError(f"{type(model).__name__} cannot be traced to a graph by torch.fx: {error}") from error
+
+
+def trace(model: nn.Module) -> fx.Graph:
+    """The `operations` of `model` in eval mode."""
+    with eval_mode(model):
+        return operations(model)
+
+
+def hooked(model: nn.Module) -> list[str]:
+    """The modules with forward hooks, which may change what they compute and are no part of a traced graph."""
+    modules = model.named_modules()
+    return [name or type(m).__name__ for name, m in modules if m._forward_hooks or m._forward_pre_hooks]
+
+
+def reads_only(node: fx.Node, number: int = 1) -> bool:
+    """Whether the first `number` arguments are all the tensors that `node` reads, with no keyword that is unknown.
+
+    A module must have no other argument at all.
+    """
+    read: list[fx.Node] = []
+    fx.node.map_arg((node.args, dict(node.kwargs)), read.append)
+    bare = node.op != "call_module" or (len(node.args) == number and not node.kwargs)
+    return bare and len(read) == number and read == list(node.args[:number]) and set(node.kwargs) <= UNDERSTOOD
 
 
 def flow_graph(model: nn.Module, input_shape: Sequence[int], traced: fx.Graph | None = None) -> FlowGraph:
@@ -113,20 +167,24 @@ def flow_graph(model: nn.Module, input_shape: Sequence[int], traced: fx.Graph | 
 
     Works for chains and residual networks made of convolutions, linear layers, BatchNorm, activations, pooling and
     sums: this library's models, torchvision's vgg, alexnet and resnet.
-    Raises InputError, naming the operation, for anything else.
+    Raises InputError, naming the operation, for anything else; also for forward hooks, and where units and tensors do
+    not match: a linear layer along one dimension of several, a partial flattening, a sum of different shapes.
     """
-    return _Builder(dict(model.named_modules()), input_shape[0]).build(traced or trace(model))
+    if names := hooked(model):
+        raise InputError(f"{names[0]!r} has a forward hook, which may change what it computes: remove it first")
+    return _Builder(dict(model.named_modules()), input_shape).build(traced or trace(model))
 
 
 class _Builder:
     """Union-find over the values of the graph: values that carry the same units end in the same group."""
 
-    def __init__(self, modules: dict[str, nn.Module], channels: int):
-        self.modules, self.channels = modules, channels
+    def __init__(self, modules: dict[str, nn.Module], input_shape: Sequence[int]):
+        self.modules, self.input_shape = modules, input_shape
         self.parent: list[int] = []
         self.size: list[int] = []
         self.label: list[str] = []
         self.value: dict[fx.Node, int] = {}
+        self.rank: dict[fx.Node, int] = {}  # of the tensor, batch included
         self.layers: list[Layer] = []
         self.scales: list[Scale] = []
         self.reshapes = False
@@ -147,7 +205,8 @@ class _Builder:
         start = end = -1
         for node in graph.nodes:
             if node.op == "placeholder" and start < 0:
-                start = self.value[node] = self.fresh(self.channels, "input")
+                start = self.value[node] = self.fresh(self.input_shape[0], "input")
+                self.rank[node] = len(self.input_shape) + 1
             elif node.op == "output":
                 end = self.value[self._one_tensor(node)]
             elif node.op == "call_module":
@@ -157,15 +216,19 @@ class _Builder:
         return self._numbered(start, end)
 
     def _one_tensor(self, node: fx.Node) -> fx.Node:
-        first = node.args[0]
-        if not isinstance(first, fx.Node):
-            raise InputError(f"the flow graph cannot follow {node.format_node()}: it takes more than one tensor")
-        return first
+        if not reads_only(node):
+            raise InputError(
+                f"the flow graph cannot follow {node.name!r}: it must take one tensor, as its first argument, and "
+                "nothing else that changes it"
+            )
+        return node.args[0]
 
     def _module(self, node: fx.Node) -> int:
         module, name = self.modules[node.target], node.target
-        source = self.value[self._one_tensor(node)]
+        before = self._one_tensor(node)
+        source, self.rank[node] = self.value[before], self.rank[before]
         if isinstance(module, nn.Linear | CONVOLUTION) and not getattr(module, "transposed", False):
+            self._check_reads_units(module, name, source, self.rank[node])
             target = self.fresh(module.weight.shape[0], name)
             bias = None if module.bias is None else f"{name}.bias"
             self.layers.append(Layer(f"{name}.weight", bias, source, target, getattr(module, "groups", 1)))
@@ -173,19 +236,54 @@ class _Builder:
         if isinstance(module, BATCH_NORM) and module.affine:
             self.scales.append(Scale(f"{name}.weight", f"{name}.bias", source))
             return source
+        if isinstance(module, nn.Flatten):
+            self.rank[node] = self._flat_rank(module, node)
         if isinstance(module, KEEPS_CHANNELS):
             return source
         raise InputError(f"the flow graph has no rule for {type(module).__name__} ({name})")
 
     def _call(self, node: fx.Node) -> int:
-        if node.target in SUMS and all(isinstance(argument, fx.Node) for argument in node.args[:2]):
-            first, second = (self.find(self.value[argument]) for argument in node.args[:2])
-            self.parent[max(first, second)] = min(first, second)
-            return min(first, second)
+        if node.target in SUMS and reads_only(node, 2):
+            return self._sum(node)
         if node.target in (KEEPS_CHANNELS_METHODS if node.op == "call_method" else KEEPS_CHANNELS_CALLS):
-            self.reshapes |= node.target in ("view", "reshape")
-            return self.value[self._one_tensor(node)]
+            before = self._one_tensor(node)
+            self.rank[node] = self.rank[before]
+            if node.target in RESHAPES:
+                self.reshapes, self.rank[node] = True, self._reshaped_rank(node)
+            elif node.target in FLATTEN:
+                self.rank[node] = self._flat_rank(None, node)
+            return self.value[before]
         raise InputError(f"the flow graph has no rule for the operation {node.format_node()}")
+
+    def _sum(self, node: fx.Node) -> int:
+        one, two = node.args[:2]
+        first, second = self.find(self.value[one]), self.find(self.value[two])
+        if self.size[first] != self.size[second] or self.rank[one] != self.rank[two]:
+            raise InputError(f"the sum {node.name!r} adds tensors of different shapes, so their units do not match")
+        self.rank[node] = self.rank[one]
+        self.parent[max(first, second)] = min(first, second)
+        return min(first, second)
+
+    def _reshaped_rank(self, node: fx.Node) -> int:
+        sizes = node.args[1] if len(node.args) == 2 and isinstance(node.args[1], Sequence) else node.args[1:]
+        if not sizes or not all(isinstance(size, int) for size in sizes):
+            raise InputError(f"the flow graph cannot follow {node.format_node()}: it must name sizes")
+        return len(sizes)
+
+    def _flat_rank(self, module: nn.Module | None, node: fx.Node) -> int:
+        rank = self.rank[node.args[0]]
+        start, end = (dimension % rank for dimension in flattens_from(module, node))
+        if start < end and (start, end) != (1, rank - 1):
+            raise InputError(f"{node.name!r} does not flatten everything but the batch, so units would be mixed")
+        return rank - (end - start)
+
+    def _check_reads_units(self, module: nn.Module, name: str, source: int, rank: int) -> None:
+        units, linear = self.size[self.find(source)], isinstance(module, nn.Linear)
+        if linear and rank != 2:
+            raise InputError(f"{name!r} reads a tensor that is not flat, so its inputs are not units: flatten first")
+        read = module.in_features if linear else module.in_channels
+        if read % units if linear else read != units:
+            raise InputError(f"{name!r} reads {read} values, but what comes to it has {units} units")
 
     def _numbered(self, start: int, end: int) -> FlowGraph:
         roots = sorted({self.find(group) for group in range(len(self.parent))})

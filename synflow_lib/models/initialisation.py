@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from synflow_lib import devices
 from synflow_lib.errors import InputError, lookup
 from synflow_lib.models.flow_graph import CONVOLUTION
 
@@ -41,16 +42,20 @@ def initialise(model: nn.Module, name: str, seed: int = 0, gain: float = 1.0) ->
 
     They are then multiplied by `gain`; biases become zero, and everything else, BatchNorm too, stays. The same
     `seed` draws the same weights, and the global random state is left as it was. Raises InputError for an unknown
-    name and a gain that is not positive.
+    name, a gain that is not positive and, before anything is drawn, a weight that is computed from other parameters.
     """
     draw = lookup(INITIALISATIONS, name, "initialisation")
     if not 0 < gain < math.inf:
         raise InputError(f"gain must be a positive factor such as 1.0, not {gain}")
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(seed)
-        for module in model.modules():
-            if isinstance(module, nn.Linear | CONVOLUTION):
-                draw(module.weight).mul_(gain)
-                if module.bias is not None:
-                    module.bias.zero_()
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear | CONVOLUTION)}
+    derived = [name for name, layer in layers.items() if layer._parameters.get("weight") is None]
+    if derived:
+        raise InputError(f"the weight of {derived[0]!r} is computed from others: remove its parametrization first")
+    device = next((layer.weight.device for layer in layers.values()), torch.device("cpu"))
+    with devices.seeded(seed, device), torch.no_grad():
+        for layer in layers.values():
+            wide = layer.weight.float() if layer.weight.dtype in (torch.float16, torch.bfloat16) else layer.weight
+            layer.weight.copy_(draw(wide).mul_(gain))
+            if layer.bias is not None:
+                layer.bias.zero_()
     return model

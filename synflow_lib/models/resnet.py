@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from synflow_lib import devices
 from synflow_lib.errors import InputError
 
 
@@ -98,8 +99,7 @@ def cifar_resnet(depth: int, seed: int = 0) -> nn.Sequential:
 
     Shortcuts are 1x1 convolutions where the shape changes; initialised as the authors of SynFlow do.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with devices.seeded(seed, torch.device("cpu")):
         blocks, before = [], 16
         for out in (16, 32, 64):
             for block in range((depth - 2) // 6):

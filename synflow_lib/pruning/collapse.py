@@ -10,9 +10,18 @@ from torch import Tensor, nn
 from synflow_lib.errors import InputError, lookup
 from synflow_lib.pruning.densities import scored_once
 from synflow_lib.pruning.flow_network import FlowNetwork, path_exists
-from synflow_lib.pruning.masks import check_masks
-from synflow_lib.pruning.prune import best, check_compression, prune, rho_max
+from synflow_lib.pruning.masks import Masks, check_masks
+from synflow_lib.pruning.prune import (
+    best,
+    check_bypass,
+    check_compression,
+    default_iterations,
+    held,
+    prune,
+    rho_max,
+)
 from synflow_lib.pruning.saliency import (
+    UNUSED,
     Scores,
     forward,
     masked_state,
@@ -22,7 +31,7 @@ from synflow_lib.pruning.saliency import (
 )
 from synflow_lib.pruning.schedule import SCHEDULES
 from synflow_lib.pruning.select import PIECE
-from synflow_lib.pruning.state import NORMALISATION
+from synflow_lib.pruning.state import NORMALISATION, batch_norms
 
 NORMALISES = (*NORMALISATION, nn.LocalResponseNorm)
 CRITERIA = ("layer", "signal")
@@ -32,27 +41,48 @@ def connected(model: nn.Module, masks: Mapping[str, Tensor], input_shape: Sequen
     """Whether some path of kept weights leads from some input to some output.
 
     Weights become 0 or 1, biases 0 and normalisation the identity. Where the network is a `Program`, paths are
-    followed forwards from 0 and 1 to 0 and 1. Of any other a path exists exactly where the output has a gradient with
-    respect to an input of ones; residual sums, concatenations and shortcuts need no special case, and the output of
-    each layer is divided by its largest value, so depth does not overflow. Raises InputError for masks of
-    another model or an input shape that the model cannot take.
+    followed forwards from 0 and 1 to 0 and 1. Of any other a path is taken to exist where the output, with positive
+    random numbers for the weights that are kept, has a gradient with respect to a positive input; residual sums,
+    concatenations and shortcuts need no special case, and the output of each layer is divided by its largest value,
+    so depth does not overflow. Raises InputError for masks of another model, an input shape that the model cannot
+    take, and a network that no path can be found through even with all of its weights.
     """
+    masks = Masks(masks)
     check_masks(model, masks)
     if (found := path_exists(model, masks, input_shape)) is not None:
         return found
+    if _leads_through(model, masks, input_shape):
+        return True
+    if masks.density == 1 or not _leads_through(model, {n: torch.ones_like(m) for n, m in masks.items()}, input_shape):
+        raise InputError(
+            f"no path leads through {type(model).__name__} even with all of its weights, as far as gradients tell: "
+            "something in it passes none where its input is positive"
+        )
+    return False
+
+
+def _leads_through(model: nn.Module, masks: Mapping[str, Tensor], input_shape: Sequence[int]) -> bool:
+    """Whether the output has a gradient with respect to the input, in the network that `connected` describes."""
+    generator = torch.Generator().manual_seed(0)
+
+    def positive(*shape: int) -> Tensor:
+        """Numbers from 0.5 to 1.5: equal ones would cancel wherever a mean is subtracted."""
+        return 0.5 + torch.rand(*shape, generator=generator, dtype=torch.float64).to(device)
+
     parameters = dict(model.named_parameters())
+    device = next(iter(parameters.values())).device
     state = {name: t.double() if t.is_floating_point() else t for name, t in masked_state(model, None).items()}
     for name in parameters:
         if name in masks:
-            state[name] = masks[name].to(state[name])
+            state[name] = masks[name].to(state[name]) * positive(*masks[name].shape)
         elif name.endswith("bias"):
             state[name] = torch.zeros_like(state[name])
         else:
             state[name] = state[name].abs()
-    device = next(iter(parameters.values())).device
-    x = torch.ones(1, *input_shape, dtype=torch.float64, device=device, requires_grad=True)
+    x = positive(1, *input_shape).requires_grad_()
     with _path_counting(model), scoring_mode(model, False), torch.enable_grad():
-        (gradient,) = torch.autograd.grad(forward(model, state, x).sum(), x, allow_unused=True, materialize_grads=True)
+        output = forward(model, state, x)
+        (gradient,) = torch.autograd.grad((output * positive(*output.shape)).sum(), x, **UNUSED)
     return bool((gradient != 0).any())
 
 
@@ -64,9 +94,10 @@ class _path_counting:
         self.handles: list = []
 
     def __enter__(self) -> None:
+        frozen = {module for _, module in batch_norms(self.model)}  # of other libraries
         try:
             for module in self.model.modules():
-                if isinstance(module, NORMALISES):
+                if isinstance(module, NORMALISES) or module in frozen:
                     self.handles.append(module.register_forward_hook(lambda _, inputs, output: inputs[0]))
                 elif isinstance(module, nn.Linear | nn.modules.conv._ConvNd):
                     self.handles.append(module.register_forward_hook(self._scaled))
@@ -121,7 +152,11 @@ def critical_compressions(
         lookup(dict.fromkeys(CRITERIA), criterion, "criterion")
     if "signal" in criteria and input_shape is None:
         raise InputError("criterion 'signal' follows the signal from an input: pass input_shape=(3, 32, 32) or alike")
-    iterations = (100 if method == "synflow" else 1) if iterations is None else iterations
+    check_bypass(method, options.get("bypass_norm", False))
+    options["batches"] = held(options.get("batches"))
+    if not tolerance > 0:
+        raise InputError(f"tolerance must be a positive distance in log10 rho such as 0.01, not {tolerance}")
+    iterations = default_iterations(method) if iterations is None else iterations
     if iterations == 1 or method not in ("synflow", synflow):  # iterated, that one has a quicker way of its own
         method = scored_once(method, model)
     attempt = partial(prune, model, method, input_shape=input_shape, iterations=iterations, **options)

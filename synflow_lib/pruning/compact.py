@@ -29,12 +29,11 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from synflow_lib.errors import InputError
-from synflow_lib.models.flow_graph import SUMS, FlowGraph, Layer, Scale, flattens_from, flow_graph, per_edge, trace
+from synflow_lib.models.flow_graph import SUMS, FlowGraph, Layer, Scale, flow_graph, per_edge, trace
 from synflow_lib.pruning.masks import Masks, apply_masks, check_masks
 
 RELU = {torch.relu, F.relu, "relu"}
 NOT_ZERO_AT_ZERO = (nn.Sigmoid, nn.Softplus)
-FLATTEN = {torch.flatten, "flatten"}
 Index = tuple[Tensor, ...]  # the places kept along the first dimensions of a tensor
 
 
@@ -98,7 +97,7 @@ def compact(model: nn.Module, masks: Mapping[str, Tensor], input_shape: Sequence
     check_masks(model, masks)
     masks = Masks(masks)
     graph = check_compactable(model, input_shape)
-    steps = _steps(model, graph, masks, input_shape)
+    steps = _steps(model, graph, masks)
     if not bool(_reached(steps)[-1].any()):
         raise InputError("the masks cut the network in two: nothing to compact")
     kept = [units.nonzero().flatten() for units in _needed(graph, steps)]
@@ -124,6 +123,7 @@ def check_compactable(model: nn.Module, input_shape: Sequence[int]) -> FlowGraph
     shared = len(parameters) < sum(1 for _ in model.named_parameters(remove_duplicate=False))
     if shared or len(set(used)) < len(used):
         raise InputError(f"{type(model).__name__} uses the same weights twice: its units cannot be removed one by one")
+    used += [part.bias for part in [*graph.layers, *graph.scales] if part.bias is not None]
     strange = [name for name in used if name not in parameters]
     if strange:
         raise InputError(
@@ -144,15 +144,14 @@ class _Step:
     kind: str  # "input", "layer", "scale", "relu", "zero to zero", "other", "sum" or "output"
     inputs: tuple[int, ...]
     units: int
-    rank: int  # of the tensor, batch included
     part: Layer | Scale | None = None
     edges: Tensor | None = None  # bool [units of the output, units of the input]: kept weights
     still: Tensor | None = None  # bool [units]: a zero that comes in goes out as a zero, in train and in eval mode
     trained: bool = False  # there is a shift that a gradient would move
 
 
-def _steps(model: nn.Module, graph: FlowGraph, masks: Mapping[str, Tensor], input_shape: Sequence[int]) -> list[_Step]:
-    """The network as a list of steps; raises InputError where units and tensors do not match."""
+def _steps(model: nn.Module, graph: FlowGraph, masks: Mapping[str, Tensor]) -> list[_Step]:
+    """The network as a list of steps; raises InputError for a PReLU with a slope for every channel."""
     parts = {part.weight.rpartition(".")[0]: part for part in [*graph.layers, *graph.scales]}
     modules, state = dict(model.named_modules()), model.state_dict()
     steps: list[_Step] = []
@@ -163,21 +162,16 @@ def _steps(model: nn.Module, graph: FlowGraph, masks: Mapping[str, Tensor], inpu
         module = modules[node.target] if node.op == "call_module" else None
         number[node] = len(steps)
         if node.op == "placeholder":
-            steps.append(_Step("input", (), input_shape[0], len(input_shape) + 1))
+            steps.append(_Step("input", (), graph.sizes[graph.input]))
         elif module is not None and node.target in parts:
             part = parts[node.target]
             make = _layer_step if isinstance(part, Layer) else _scale_step
             steps.append(make(part, inputs, before[0], graph, masks, state))
         elif node.op == "call_function" and node.target in SUMS:
-            if before[0].units != before[1].units or before[0].rank != before[1].rank:
-                raise InputError(f"the sum {node.name!r} adds tensors of different shapes, which cannot be compacted")
-            steps.append(_Step("sum", inputs, before[0].units, before[0].rank))
+            steps.append(_Step("sum", inputs, before[0].units))
         else:
             kind = "output" if node.op == "output" else _kind(node.target if module is None else module, node.target)
-            flat = node.target in FLATTEN or isinstance(module, nn.Flatten)
-            if flat and flattens_from(module, node) != (1, -1):
-                raise InputError(f"{node.name!r} does not flatten everything but the batch, so units would be mixed")
-            steps.append(_Step(kind, inputs, before[0].units, 2 if flat else before[0].rank))
+            steps.append(_Step(kind, inputs, before[0].units))
     return steps
 
 
@@ -192,19 +186,15 @@ def _kind(operation: object, name: object) -> str:
 def _layer_step(
     layer: Layer,
     inputs: tuple[int, ...],
-    before: _Step,
+    _: _Step,
     graph: FlowGraph,
     masks: Mapping[str, Tensor],
     state: Mapping[str, Tensor],
 ) -> _Step:
     weight = state[layer.weight]
-    if weight.dim() == 2 and before.rank != 2:
-        raise InputError(
-            f"{layer.weight!r} reads a tensor that is not flat, so its inputs are not units: flatten first"
-        )
     still = torch.ones(len(weight), dtype=torch.bool) if layer.bias is None else (state[layer.bias] == 0).cpu()
     edges = per_edge(layer, masks[layer.weight].cpu(), graph) > 0
-    return _Step("layer", inputs, len(weight), before.rank, layer, edges, still, layer.bias is not None)
+    return _Step("layer", inputs, len(weight), layer, edges, still, layer.bias is not None)
 
 
 def _scale_step(
@@ -221,7 +211,7 @@ def _scale_step(
     if mean in state:
         still = still & (state[mean] == 0)
     still = still.reshape(before.units, -1).all(1).cpu()
-    return _Step("scale", inputs, before.units, before.rank, scale, still=still, trained=True)
+    return _Step("scale", inputs, before.units, scale, still=still, trained=True)
 
 
 def _reached(steps: list[_Step]) -> list[Tensor]:

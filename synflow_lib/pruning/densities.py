@@ -4,12 +4,11 @@ import math
 from collections.abc import Callable, Sequence
 
 import pandas as pd
-import torch
 from torch import nn
 
 from synflow_lib.errors import InputError, lookup
 from synflow_lib.pruning.masks import Masks
-from synflow_lib.pruning.prune import number_kept, prune
+from synflow_lib.pruning.prune import default_iterations, held, number_kept, prune, ranked
 from synflow_lib.pruning.saliency import SALIENCIES, Scores
 from synflow_lib.pruning.select import count, largest
 
@@ -22,9 +21,9 @@ def layer_densities(
     Columns: pruner, log10_compression, layer, size, kept, density. The scores of single-shot methods are computed
     once. `options` are those of `prune`.
     """
-    tables = []
+    tables, options = [], {**options, "batches": held(options.get("batches"))}
     for method in methods:
-        single = options.get("iterations", 100 if method == "synflow" else 1) == 1
+        single = (options.get("iterations") or default_iterations(method)) == 1
         score = scored_once(method, model) if single else method
         for log10 in log10_compressions:
             table = prune(model, score, 10**log10, **options).layers()
@@ -40,7 +39,7 @@ def ranked_densities(scores: Scores, log10_compressions: Sequence[float]) -> pd.
     (ascending), layer, size, kept, density. Raises InputError for scores that are not finite.
     """
     sizes = {name.removesuffix(".weight"): score.numel() for name, score in scores.items()}
-    left, kept, tables = torch.cat([score.flatten() for score in scores.values()]), list(sizes.values()), []
+    left, kept, tables = ranked(scores.values()), list(sizes.values()), []
     if not bool(left.isfinite().all()):
         raise InputError("some scores are infinite or not a number: score in float64 (model.double())")
     for log10 in sorted(log10_compressions):

@@ -209,13 +209,12 @@ class FlowNetwork:
         for span, gradient in zip(self.spans, gradients, strict=True):
             torch.mul(gradient.reshape(span.out, -1), span.matrix(self.theta), out=span.matrix(self.values)).abs_()
         flow = abs(float(flow.detach()))  # subtracting layers, LayerNorm and attention, can make it negative
-        # Too small for float32 looks like no flow at all; in float64 no flow means a network that is cut in two.
-        held = 0 < flow < torch.inf or (flow == 0 and self.dtype == torch.float64)
-        if held and bool(self.values.max() < torch.inf):  # NaN fails this too
+        if holds(flow, self.dtype, len(self.theta)) and bool(self.values.max() < torch.inf):  # NaN fails this too
             return
         if self.dtype == torch.float64:
             raise InputError(
-                f"the synaptic flow of {type(self.model).__name__} is {flow} even in float64: scale its weights down"
+                f"the synaptic flow of {type(self.model).__name__} is {flow} even in float64: scale its weights "
+                f"{'up' if flow < 1 else 'down'}"
             )
         self.dtype = torch.float64
         self.state = {n: t.double() if t.is_floating_point() else t for n, t in self.state.items()}
@@ -264,6 +263,16 @@ class FlowNetwork:
         self.theta, self.live, self.spare = (vector[:start] for vector in (self.theta, self.live, self.spare))
         self.values = self.values[:start]
         self._view()
+
+
+def holds(flow: float, dtype: torch.dtype, weights: int) -> bool:
+    """Whether `dtype` can hold the scores of that many weights, which share a flow of this size.
+
+    Where a share is below the normal range it is rounded, to zero at last, and layers would be emptied that are not
+    worth less than others. In float64 no flow at all means a network that is cut in two.
+    """
+    least = torch.finfo(dtype).tiny * weights / torch.finfo(dtype).eps
+    return least < flow < torch.inf or (flow == 0 and dtype == torch.float64)
 
 
 def _continued(borders: Sequence[float]) -> float:

@@ -20,7 +20,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from synflow_lib.errors import InputError
-from synflow_lib.models.flow_graph import BATCH_NORM, SUMS, flattens_from
+from synflow_lib.models.flow_graph import BATCH_NORM, FLATTEN, SUMS, flattens_from, hooked, reads_only
 from synflow_lib.pruning.flow_steps import (
     Affine,
     Average,
@@ -133,6 +133,8 @@ def program(model: nn.Module, graph: fx.Graph, input_shape: Sequence[int], like:
 
     It computes on the device and in the dtype of `like`.
     """
+    if hooked(model):
+        return None
     try:
         return _Compiler(model, input_shape, like).compile(graph)
     except _NoRule:
@@ -159,6 +161,9 @@ class _Map(NamedTuple):
 class _Compiler:
     def __init__(self, model: nn.Module, input_shape: Sequence[int], like: Tensor):
         self.modules, self.like = dict(model.named_modules()), like
+        # What is shared has only its first name here, and what is computed from other parameters none.
+        self.parameters = {name for name, _ in model.named_parameters()}
+        self.tensors = self.parameters | {name for name, _ in model.named_buffers()}
         self.input_shape = tuple(input_shape)
         self.steps: list[Step] = []
         self.weights: dict[str, int] = {}
@@ -166,7 +171,6 @@ class _Compiler:
     def compile(self, graph: fx.Graph) -> Program:
         values: dict[fx.Node, _Map] = {}
         for node in graph.nodes:
-            before = [values[x] for x in node.args if isinstance(x, fx.Node)]
             if node.op == "placeholder":
                 if values:
                     raise _NoRule
@@ -175,7 +179,12 @@ class _Compiler:
                     raise _NoRule
                 kinds = torch.zeros(size or (1, 1), dtype=torch.long)
                 values[node] = _Map(0, kinds, channels, not size)
-            elif node.op == "output":
+                continue
+            number = 2 if node.target in SUMS else 1
+            if not reads_only(node, number):
+                raise _NoRule
+            before = [values[x] for x in node.args[:number]]
+            if node.op == "output":
                 (last,) = before
                 return Program(
                     self.input_shape[0], self.steps, torch.bincount(last.kinds.flatten()).to(self.like), self.weights
@@ -216,21 +225,20 @@ class _Compiler:
         raise _NoRule
 
     def _call(self, node: fx.Node, before: list[_Map]) -> _Map:
-        if node.target in SUMS and len(before) == 2:
+        if node.target in SUMS:
             one, two = before
             if one.kinds.shape != two.kinds.shape or one.channels != two.channels or one.flat != two.flat:
                 raise _NoRule
             pairs, kinds = _kinds(torch.stack([one.kinds.flatten(), two.kinds.flatten()], 1))
             taps = tuple(self._taps(pairs[:, [i]], x.rows) for i, x in enumerate(before))
             return self._add(Sum((one.number, two.number), taps), kinds.view_as(one.kinds), one.channels, one.flat)
-        if len(before) != 1:
-            raise _NoRule
         if node.target in LEFT_OUT_CALLS:
             return before[0]
-        if node.target in (torch.flatten, "flatten") and flattens_from(None, node) == (1, -1):
+        if node.target in FLATTEN and flattens_from(None, node) == (1, -1):
             return before[0]._replace(flat=True)
         if node.target is F.adaptive_avg_pool2d and not before[0].flat:
-            return self._average(nn.AdaptiveAvgPool2d(node.args[1]), before[0])
+            size = node.args[1] if len(node.args) > 1 else node.kwargs["output_size"]
+            return self._average(nn.AdaptiveAvgPool2d(size), before[0])
         raise _NoRule
 
     def _taps(self, index: Tensor, rows: int) -> Taps:
@@ -238,8 +246,9 @@ class _Compiler:
 
     def _product(self, module: nn.Module, name: str, x: _Map, index: Tensor, kinds: Tensor) -> _Map:
         weight = f"{name}.weight"
-        if weight in self.weights or not isinstance(module._parameters.get("weight"), nn.Parameter):
-            raise _NoRule  # used twice, or computed from other parameters
+        if weight in self.weights:
+            raise _NoRule  # used twice
+        _check_plain(module, name, ("weight", "bias"), self.parameters)
         self.weights[weight] = index.shape[1]
         step = Product((x.number,), weight, f"{name}.bias", self._taps(index, x.rows))
         return self._add(step, kinds, module.weight.shape[0], isinstance(module, nn.Linear))
@@ -247,27 +256,36 @@ class _Compiler:
     def _norm(self, module: nn.Module, name: str, x: _Map) -> _Map:
         if module.running_var is None or not module.affine or module.num_features != x.channels:
             raise _NoRule
+        _check_plain(module, name, ("weight", "bias", "running_var"), self.tensors)
         return self._add(Affine((x.number,), f"{name}.weight", f"{name}.bias"), x.kinds, x.channels, x.flat)
 
     def _average(self, module: nn.Module, x: _Map) -> _Map:
         if x.rows * x.kinds.numel() > LARGEST_AVERAGE:
             raise _NoRule
         maps = F.one_hot(x.kinds, x.rows).permute(2, 0, 1)[:, None].double()
-        pooled = module(maps)
+        try:
+            pooled = module(maps)
+        except RuntimeError as error:  # a window larger than the map
+            raise _NoRule from error
         matrix, kinds = pooled.flatten(1).t().unique(dim=0, return_inverse=True)
         step = Average((x.number,), matrix.to(self.like))
         return self._add(step, kinds.view(pooled.shape[2:]), x.channels, False)
+
+
+def _check_plain(module: nn.Module, name: str, attributes: Sequence[str], known: set[str]) -> None:
+    """What the module reads must be in a state under its own name: not shared, not computed from other parameters."""
+    if any(getattr(module, x) is not None and (f"{name}.{x}" if name else x) not in known for x in attributes):
+        raise _NoRule
 
 
 def _windows(x: _Map, module: nn.Module) -> tuple[Tensor, Tensor]:
     """The kinds that the windows of a convolution or pooling read, one row per kind of window, and the new map."""
     if isinstance(module.padding, str):
         raise _NoRule
-    sizes = [
-        v if isinstance(v, tuple) else (v, v)
+    kernel, dilation, padding, stride = (
+        (v, v) if isinstance(v, int) else tuple(v) * (1 if len(v) == 2 else 2)
         for v in (module.kernel_size, module.dilation, module.padding, module.stride)
-    ]
-    kernel, dilation, padding, stride = sizes
+    )
     shape = [
         (n + 2 * p - d * (k - 1) - 1) // s + 1
         for n, k, d, p, s in zip(x.kinds.shape, kernel, dilation, padding, stride, strict=True)

@@ -1,6 +1,7 @@
 """Masks are a value: which weights stay. Applying them to a model is a separate, explicit step."""
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -121,8 +122,15 @@ class Masks(Mapping[str, Tensor]):
             raise InputError(f"{shown(Path(path))} is no mask file, or is damaged ({error}): make it again") from error
 
     def to_torch_prune(self, model: nn.Module) -> nn.Module:
-        """Put the masks on `model` the way `torch.nn.utils.prune` holds them (weight_orig, weight_mask); return it."""
+        """Put the masks on `model` the way `torch.nn.utils.prune` holds them (weight_orig, weight_mask); return it.
+
+        Raises InputError for masks of another model, and for a weight that modules share: one of them would be masked.
+        """
         check_masks(model, self)
+        holders = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
+        shared = [name for name, weight in prunable(model).items() if holders[id(weight)] > 1]
+        if shared:
+            raise InputError(f"{shared[0]!r} is shared by modules, of which torch.nn.utils.prune would mask one alone")
         for name, mask in self.items():
             prefix, _, attribute = name.rpartition(".")
             module = model.get_submodule(prefix)
@@ -131,9 +139,13 @@ class Masks(Mapping[str, Tensor]):
 
     @staticmethod
     def from_torch_prune(model: nn.Module) -> "Masks":
-        """Read the masks that `torch.nn.utils.prune` left on `model`; raises InputError where there are none."""
-        suffix = "_mask"
-        buffers = {name.removesuffix(suffix): b for name, b in model.named_buffers() if name.endswith(suffix)}
+        """Read the masks that `torch.nn.utils.prune` left on the weights of `model`, biases aside.
+
+        Raises InputError where there are none.
+        """
+        suffix, parameters = "_mask", dict(model.named_parameters())
+        found = {name.removesuffix(suffix): mask for name, mask in model.named_buffers() if name.endswith(suffix)}
+        buffers = {name: m for name, m in found.items() if f"{name}_orig" in parameters and name.endswith("weight")}
         if not buffers:
             raise InputError(f"{type(model).__name__} carries no masks of torch.nn.utils.prune")
         return Masks(buffers)
@@ -164,7 +176,7 @@ def apply_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
     another model, before anything is changed.
     """
     check_masks(model, masks)
-    weights = prunable(model)
+    masks, weights = Masks(masks), prunable(model)
     with torch.no_grad():
         for name, mask in masks.items():
             # Not a product: inf * 0 and nan * 0 would leave a NaN where the weight should be gone.

@@ -1,7 +1,7 @@
 """Algorithm 1 of the SynFlow paper, for any saliency, schedule and scope."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -43,8 +43,8 @@ def prune(
     """Return the masks that `method` leaves at the ratio `compression`; the model itself is not changed.
 
     Tanaka et al. 2020, Algorithm 1: n times, score the masked network and keep the best share that `schedule` gives.
-    Of N weights exactly floor((1 - kept) N) are gone after each iteration; of equal scores the earlier goes first,
-    so equal scores give equal masks everywhere. A removed weight never returns.
+    Of N weights (of each layer's, by `scope` "layer") exactly floor((1 - kept) N) are gone after each iteration; of
+    equal scores the earlier goes first, so equal scores give equal masks everywhere. A removed weight never returns.
 
     `method` is a name in `SALIENCIES` or a function like those. `compression` is rho >= 1, at most `rho_max(model)`.
     synflow needs `input_shape`, e.g. (3, 32, 32); snip and grasp need `batches`, a sequence of (images [B, C, H, W],
@@ -57,14 +57,13 @@ def prune(
     score = method if callable(method) else lookup(SALIENCIES, method, "pruning method")
     kept_after = lookup(SCHEDULES, schedule, "schedule")
     lookup(dict.fromkeys(SCOPES), scope, "scope")
-    iterations = (100 if method == "synflow" else 1) if iterations is None else iterations
+    iterations = default_iterations(method) if iterations is None else iterations
     check_compression(compression, rho_max(model))
     if iterations < 1:
         raise InputError(f"iterations must be at least 1, not {iterations}")
 
-    if bypass_norm and isinstance(method, str) and score is not synflow:
-        raise InputError(f"bypass_norm is for synflow, which scores without data, not for {method}")
-
+    check_bypass(method, bypass_norm)
+    batches = held(batches)
     if compression == 1:
         iterations = 1  # nothing goes, but a method or a batch that cannot be used should still be refused
     options = {"input_shape": input_shape, "batches": batches, "train_mode": train_mode, "seed": seed}
@@ -80,6 +79,22 @@ def prune(
                 warn_unscored(model, network.unscored(), bypass_norm)
             network.keep(chosen)
     return Masks(network.masks())
+
+
+def default_iterations(method: str | Callable[..., Scores]) -> int:
+    """The paper's number of iterations: 100 for synflow, by name or as the function itself, and 1 for the rest."""
+    return 100 if method in ("synflow", synflow) else 1
+
+
+def held(batches: Iterable | None) -> Sequence | None:
+    """The batches so that they can be gone through again and again, which a generator's cannot."""
+    return batches if batches is None or isinstance(batches, Sequence) else list(batches)
+
+
+def check_bypass(method: str | Callable[..., Scores], bypass_norm: bool) -> None:
+    """Raise InputError for `bypass_norm` with a named method that makes nothing of it."""
+    if bypass_norm and isinstance(method, str) and method != "synflow":
+        raise InputError(f"bypass_norm is for synflow, which scores without data, not for {method}")
 
 
 def check_compression(compression: float, highest: float) -> None:
@@ -113,9 +128,9 @@ def keep_best(scores: Scores, live: Mapping[str, Tensor], kept: float, scope: st
     """Return which of the `live` weights stay when the share `kept` of all weights does, by `scores`.
 
     One step of Algorithm 1 for scores that are at hand. Raises InputError where the score of a live weight is
-    infinite or not a number.
+    infinite or not a number, or of another shape.
     """
-    network = _Scored(None, lambda *_, **__: scores, False, {}, live)
+    network = _Scored(None, lambda *_, **__: scores, False, {}, Masks(live))
     network.keep(best(network, kept, scope))
     return network.masks()
 
@@ -145,7 +160,11 @@ class _Scored:
         scores = self.score(self.model, self.masks(), **self.options)
         if list(scores) != list(self.shapes):
             raise InputError("a saliency must return one score tensor per prunable weight, under the model's own names")
-        gone, flat = ~self.live, torch.cat([score.flatten() for score in scores.values()])
+        wrong = [name for name, score in scores.items() if score.shape != self.shapes[name]]
+        if wrong:
+            shapes = tuple(scores[wrong[0]].shape), tuple(self.shapes[wrong[0]])
+            raise InputError(f"the scores of {wrong[0]!r} have shape {shapes[0]}, not the {shapes[1]} of the weight")
+        gone, flat = ~self.live, ranked(scores.values())
         if not bool(flat.masked_fill_(gone, 0).isfinite().all()):
             raise InputError(
                 "some scores are infinite or not a number: score in float64 (model.double()), or check the data"
@@ -169,6 +188,12 @@ class _Scored:
     @staticmethod
     def position(index: Tensor) -> Tensor:
         return index
+
+
+def ranked(scores: Iterable[Tensor]) -> Tensor:
+    """All scores in a row, of a type that can be ranked: a narrower one than float32 becomes that."""
+    flat = torch.cat([score.detach().flatten() for score in scores])
+    return flat if flat.dtype in (torch.float32, torch.float64) else flat.float()
 
 
 def number_kept(total: int, kept: float) -> int:

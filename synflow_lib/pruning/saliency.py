@@ -14,11 +14,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from synflow_lib.errors import InputError
 from synflow_lib.pruning import losses
-from synflow_lib.pruning.flow_network import FlowNetwork
+from synflow_lib.pruning.flow_network import FlowNetwork, holds
 from synflow_lib.pruning.state import absolute_state, forward, masked_state, prunable, scoring_mode, warn_unscored
 
 Batches = Sequence[tuple[Tensor, Tensor | None]]
 Scores = dict[str, Tensor]
+UNUSED = {"allow_unused": True, "materialize_grads": True}  # a weight that the output does not hang on scores 0
 
 
 def _leaves(model: nn.Module, state: dict[str, Tensor], parameters: Iterable[str] | None) -> dict[str, Tensor]:
@@ -53,6 +54,8 @@ def _checked(
                 f"for images {tuple(images.shape)}"
             )
         checked.append((images.to(like), labels.to(like.device).long()))
+    if not checked:
+        raise InputError(f"{method} got no batches: of a generator that was used before none is left, so pass a list")
     return checked
 
 
@@ -93,7 +96,7 @@ def loss_saliency(
     with scoring_mode(model, train_mode), torch.enable_grad():
         for images, labels, weight in _weighted(checked):
             objective = _loss(model, state, images, labels, weight, loss=loss)
-            gradients = torch.autograd.grad(objective, list(leaves.values()))
+            gradients = torch.autograd.grad(objective, list(leaves.values()), **UNUSED)
             for sum_, gradient in zip(total.values(), gradients, strict=True):
                 sum_ += gradient
     return {name: (total[name] * leaf).detach() for name, leaf in leaves.items()}
@@ -143,11 +146,11 @@ def grasp(
     # Of attention's implementations only the plain one can be differentiated twice.
     with scoring_mode(model, train_mode), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
         for images, labels, weight in _weighted(checked) if gradient else ():
-            parts = torch.autograd.grad(objective(images, labels, weight), values)
+            parts = torch.autograd.grad(objective(images, labels, weight), values, **UNUSED)
             for sum_, part in zip(gradient, parts, strict=True):
                 sum_ += part
         for images, labels, weight in _weighted(checked):
-            parts = torch.autograd.grad(objective(images, labels, weight), values, create_graph=True)
+            parts = torch.autograd.grad(objective(images, labels, weight), values, create_graph=True, **UNUSED)
             # Of a single batch g is at hand already.
             frozen = gradient or [part.detach() for part in parts]
             along = sum((part * g).sum() for part, g in zip(parts, frozen, strict=True))
@@ -157,8 +160,10 @@ def grasp(
 
 
 def _second(along: Tensor, values: list[Tensor], model: nn.Module) -> tuple[Tensor, ...]:
+    if not along.requires_grad:  # the loss is linear in all of them
+        return tuple(torch.zeros_like(value) for value in values)
     try:
-        return torch.autograd.grad(along, values)
+        return torch.autograd.grad(along, values, **UNUSED)
     except RuntimeError as error:
         if "derivative for" not in str(error):
             raise
@@ -202,26 +207,26 @@ def synflow(
     or attention subtract, paths count negative, and R too may be: the scores are the absolute values. For which
     networks they are conserved `theory.assumptions` says; a call without masks warns of layers that score 0 throughout.
 
-    Where float32 cannot hold R the scores are computed, and returned, in float64; where float64 cannot either, as for
-    ResNet-1202, as shares of R, all divided by one number, if the network is a `Program`. Raises InputError without
-    `input_shape` (C, H, W), for `bypass_norm` together with `train_mode`, and where none of these can be had.
+    The scores are in float32 at least. Where float32 cannot hold R or its shares they are computed, and returned, in
+    float64; where float64 cannot either, as for ResNet-1202, as shares of R, all divided by one number, if the network
+    is a `Program`. Raises InputError without `input_shape` (C, H, W), for `bypass_norm` together with `train_mode`, and
+    where none of these can be had.
     """
     if input_shape is None:
         raise InputError(
             "synflow needs the shape of one input without the batch: pass input_shape=(3, 32, 32) or alike"
         )
     like = _like(model)
-    for dtype in dict.fromkeys((like.dtype, torch.float64)):
+    for dtype in dict.fromkeys((torch.promote_types(like.dtype, torch.float32), torch.float64)):
         state = _flow_state(model, masks, dtype, train_mode, bypass_norm)
         leaves = _leaves(model, state, parameters)
         with scoring_mode(model, train_mode), torch.enable_grad():
             ones = torch.ones(1, *input_shape, dtype=dtype, device=like.device)
             flow = forward(model, state, ones).sum()
-            gradients = torch.autograd.grad(flow, list(leaves.values()), allow_unused=True, materialize_grads=True)
+            gradients = torch.autograd.grad(flow, list(leaves.values()), **UNUSED)
         scores = {name: (leaf * g).detach().abs() for (name, leaf), g in zip(leaves.items(), gradients, strict=True)}
         finite = all(bool(score.isfinite().all()) for score in scores.values())
-        # No flow in float64 means a network that is truly cut in two.
-        if finite and (0 < flow.abs() < torch.inf or (flow == 0 and dtype == torch.float64)):
+        if finite and holds(abs(float(flow.detach())), dtype, sum(leaf.numel() for leaf in leaves.values())):
             if masks is None:
                 unscored = [name for name, score in scores.items() if name in prunable(model) and not bool(score.any())]
                 warn_unscored(model, unscored, bypass_norm)
@@ -231,7 +236,8 @@ def synflow(
         if network.program is not None:
             return network.by_name()
     raise InputError(
-        f"the synaptic flow of {type(model).__name__} is {float(flow.detach())} even in float64: scale its weights down"
+        f"the synaptic flow of {type(model).__name__} is {float(flow.detach())} even in float64: scale its weights "
+        f"{'up' if flow.abs() < 1 else 'down'}"
     )
 
 
@@ -251,7 +257,7 @@ def random(
     model: nn.Module, masks: Mapping[str, Tensor] | None = None, *, seed: int = 0,
     parameters: Iterable[str] | None = None, **_: object,
 ) -> Scores:  # fmt: skip
-    """A uniform number in [0, 1) per weight, drawn on the CPU, so that one `seed` gives one mask on every device."""
+    """A uniform number in (0, 1] per weight, drawn on the CPU, so that one `seed` gives one mask on every device."""
     generator = torch.Generator().manual_seed(seed)
     scores = {}
     for name, leaf in _leaves(model, masked_state(model, None), parameters).items():
@@ -285,5 +291,5 @@ def synaptic_saliency(
     leaves = _leaves(model, state, names)
     with scoring_mode(model, train_mode), torch.enable_grad():
         objective = scalar(forward(model, state, x))
-        gradients = torch.autograd.grad(objective, list(leaves.values()), allow_unused=True, materialize_grads=True)
+        gradients = torch.autograd.grad(objective, list(leaves.values()), **UNUSED)
     return {name: (leaf * g).detach() for (name, leaf), g in zip(leaves.items(), gradients, strict=True)}

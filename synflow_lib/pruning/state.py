@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from synflow_lib.errors import InputError
-from synflow_lib.models.flow_graph import BATCH_NORM, CONVOLUTION, eval_mode
+from synflow_lib.models.flow_graph import BATCH_NORM, CONVOLUTION, attributes_kept, eval_mode
 
 NORMALISATION = (BATCH_NORM, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.instancenorm._InstanceNorm)
+PROJECTIONS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")  # of attention, those it has
 NAMED = 3  # of many layers, so many are named in a sentence
 
 
@@ -23,15 +24,18 @@ def prunable(model: nn.Module) -> dict[str, nn.Parameter]:
     """Return the weights that are pruned: those of every convolution and linear map, in the model's order.
 
     Biases, normalisation and embeddings are not; shortcut convolutions, attention and the classifier are. A weight
-    that two layers share counts once. Raises InputError where there is none.
+    that is shared counts once, under the name that `named_parameters` gives it. Raises InputError where there is none.
     """
     found: dict[str, nn.Parameter] = {}
-    for prefix, module in model.named_modules():
-        attribute = "in_proj_weight" if isinstance(module, nn.MultiheadAttention) else "weight"
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    for module in model.modules():
         linear = isinstance(module, nn.Linear | CONVOLUTION | nn.MultiheadAttention)
-        weight = module._parameters.get(attribute) if linear else None
-        if weight is not None and not any(weight is known for known in found.values()):
-            found[f"{prefix}.{attribute}" if prefix else attribute] = weight
+        for attribute in PROJECTIONS if isinstance(module, nn.MultiheadAttention) else ("weight",):
+            weight = module._parameters.get(attribute) if linear else None
+            if isinstance(weight, nn.UninitializedParameter):
+                raise InputError(f"{names[weight]!r} has no shape yet: run the model once before it is pruned")
+            if weight is not None:
+                found[names[weight]] = weight
     if not found:
         hint = (
             " (undo torch.nn.utils.prune first?)"
@@ -44,8 +48,11 @@ def prunable(model: nn.Module) -> dict[str, nn.Parameter]:
 
 @contextmanager
 def scoring_mode(model: nn.Module, train_mode: bool) -> Iterator[None]:
-    """Score without dropout; BatchNorm uses its running statistics, or the batch's own where `train_mode`."""
-    with eval_mode(model):
+    """Score without dropout; BatchNorm uses its running statistics, or the batch's own where `train_mode`.
+
+    What the model's code notes of its passes as attributes of its own is taken back.
+    """
+    with eval_mode(model), attributes_kept(model):
         for module in model.modules():
             if train_mode and isinstance(module, BATCH_NORM):
                 module.train()
@@ -60,7 +67,8 @@ def masked_state(
 ) -> dict[str, Tensor]:
     """Return copies of all parameters and buffers but those in `without`, the masked weights times their masks.
 
-    Floating-point numbers are converted to `dtype`, by default they stay as they are.
+    Floating-point numbers are converted to `dtype`, by default they stay as they are. Raises InputError for a mask
+    of no parameter, or of another shape.
     """
     state = {}
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
@@ -69,7 +77,11 @@ def masked_state(
         kind = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
         state[name] = tensor.detach().to(kind, copy=True)
     for name, mask in (masks or {}).items():
-        state[name] *= mask
+        if name not in state or mask.shape != state[name].shape:
+            has = f"the shape {tuple(state[name].shape)}" if name in state else "no such parameter"
+            raise InputError(f"the mask of {name!r} is {tuple(mask.shape)}, but {type(model).__name__} has {has}")
+        # Not a product: inf * 0 would leave a NaN where the weight should be gone.
+        state[name].masked_fill_((mask == 0).to(state[name].device), 0)
     return state
 
 
@@ -80,7 +92,7 @@ def forward(model: nn.Module, state: dict[str, Tensor], x: Tensor) -> Tensor:
     """
     try:
         output = functional_call(model, state, (x,))
-    except (RuntimeError, ValueError, AssertionError, IndexError) as error:
+    except (RuntimeError, ValueError, AssertionError, IndexError, TypeError) as error:
         if "out of memory" in str(error):
             raise
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -105,7 +117,7 @@ def absolute_state(
     InputError where that takes more than a state, in a BatchNorm without running statistics.
     """
     signed = {name for name, _ in model.named_parameters()}
-    for prefix, _ in _batch_norms(model):
+    for prefix, _ in batch_norms(model):
         signed |= {f"{prefix}weight", f"{prefix}bias"}  # buffers where BatchNorm is frozen
     state = masked_state(model, masks, dtype, without)
     for name, tensor in state.items():
@@ -118,15 +130,16 @@ def absolute_state(
     return state
 
 
-def _batch_norms(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def batch_norms(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """All BatchNorms, frozen ones of any library too, each with what its tensors' names begin with."""
     for name, module in model.named_modules():
-        if isinstance(module, BATCH_NORM) or module._buffers.get("running_var") is not None:
+        alike = module._buffers.get("running_var") is not None and hasattr(module, "eps")
+        if isinstance(module, BATCH_NORM) or alike:
             yield f"{name}." if name else "", module
 
 
 def _bypass(model: nn.Module, state: dict[str, Tensor]) -> None:
-    for prefix, module in _batch_norms(model):
+    for prefix, module in batch_norms(model):
         if module.running_var is None:
             raise InputError(
                 f"{prefix.rstrip('.') or type(model).__name__} is a BatchNorm without running statistics, which "
@@ -140,8 +153,9 @@ def _bypass(model: nn.Module, state: dict[str, Tensor]) -> None:
 def zero_scales(model: nn.Module) -> list[str]:
     """Return the names of the normalisation layers whose scale is zero in every channel: nothing passes them."""
     norms = {name: module for name, module in model.named_modules() if isinstance(module, NORMALISATION)}
-    norms |= {prefix.rstrip("."): module for prefix, module in _batch_norms(model)}
-    return [name for name, norm in norms.items() if norm.weight is not None and not bool(norm.weight.any())]
+    norms |= {prefix.rstrip("."): module for prefix, module in batch_norms(model)}
+    scales = {name: getattr(norm, "weight", None) for name, norm in norms.items()}
+    return [name for name, scale in scales.items() if scale is not None and not bool(scale.any())]
 
 
 def warn_zero_scales(model: nn.Module, stacklevel: int = 3) -> bool:

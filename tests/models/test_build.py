@@ -165,3 +165,31 @@ def test_cifar_resnets_have_the_depth_and_the_size_of_their_paper(depth, weights
     layers = {name: p.numel() for name, p in model.named_parameters() if p.ndim > 1}
     main = [size for name, size in layers.items() if "shortcut" not in name]
     assert len(main) == depth and sum(layers.values()) == weights
+
+
+def test_no_seed_reaches_the_random_numbers_of_a_gpu_that_holds_no_weight(monkeypatch):
+    seen = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seen.append)
+    monkeypatch.setattr(torch.cuda, "manual_seed", seen.append)
+    model = models.build("mlp", "digits", width=0.1, seed=7)
+    models.reinitialise(model, 8)
+    models.initialise(model, "he", 9)
+    cifar_resnet(8, 10)
+    assert seen == []
+
+
+def test_reinitialise_draws_nothing_where_it_refuses():
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
+    model.register_parameter("own", torch.nn.Parameter(torch.zeros(1)))
+    before = model[0].weight.clone()
+    with pytest.raises(InputError, match="it has no reset_parameters"):
+        models.reinitialise(model)
+    assert torch.equal(model[0].weight, before)
+    model.initialise = lambda: torch.nn.init.ones_(model.own)
+    assert models.reinitialise(model).own.item() == 1 and not torch.equal(model[0].weight, before)
+
+
+def test_reinitialise_draws_attention():
+    model = torch.nn.MultiheadAttention(8, 2)
+    before = model.in_proj_weight.clone()
+    assert not torch.equal(models.reinitialise(model).in_proj_weight, before)

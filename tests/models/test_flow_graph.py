@@ -1,5 +1,8 @@
 """The flow graph has the units and edges that the network has."""
 
+import io
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch import nn
@@ -7,7 +10,7 @@ from toys import SHAPE, conv_chain, mlp, residual
 
 from synflow_lib import models
 from synflow_lib.errors import InputError
-from synflow_lib.models.flow_graph import Layer, flow_graph, per_edge
+from synflow_lib.models.flow_graph import Layer, flow_graph, per_edge, trace
 
 
 def test_a_chain_is_one_group_after_another():
@@ -68,9 +71,93 @@ class Branching(nn.Module):
         return self.first(x) if x.sum() > 0 else x
 
 
+class Coded(nn.Module):
+    """Layers that `code` puts together."""
+
+    def __init__(self, code):
+        super().__init__()
+        self.wide, self.narrow = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 1, 1)
+        self.first, self.second = nn.Linear(3, 3), nn.Linear(3, 3)
+        self.code = code
+
+    def forward(self, x):
+        return self.code(self, x)
+
+
+def hooked(register):
+    model = nn.Sequential(nn.Linear(3, 3), nn.ReLU())
+    register(model)(lambda *_: None)
+    return model
+
+
+UNEQUAL = {
+    "flattened in part": (nn.Sequential(nn.Conv2d(3, 4, 1), nn.Flatten(2)), "does not flatten everything"),
+    "flattened in code": (Coded(lambda m, x: torch.flatten(m.wide(x), start_dim=2)), "does not flatten everything"),
+    "with the batch": (Coded(lambda m, x: torch.flatten(m.wide(x))), "does not flatten everything"),
+    "along a row": (nn.Sequential(nn.Conv2d(3, 4, 1), nn.Linear(8, 2)), "not flat"),
+    "viewed": (Coded(lambda m, x: m.first(m.wide(x).view(-1, 4, 3))), "not flat"),
+    "a broadcast sum": (Coded(lambda m, x: m.wide(x) + m.narrow(x)), "adds tensors of different shapes"),
+    "another rank": (Coded(lambda m, x: m.wide(x) + m.wide(x).flatten(1)), "adds tensors of different shapes"),
+    "other units": (nn.Sequential(nn.Conv2d(4, 4, 1)), "reads 4 values, but what comes to it has 3 units"),
+}
+
+
+@pytest.mark.parametrize("case", UNEQUAL)
+def test_units_that_do_not_match_are_refused(case):
+    model, sentence = UNEQUAL[case]
+    with pytest.raises(InputError, match=sentence):
+        flow_graph(model, (3, 8, 8))
+
+
+def test_whatever_flattens_all_but_the_batch_is_followed():
+    for flatten in (nn.Flatten(), nn.Flatten(1, 3), nn.Flatten(-3)):
+        model = nn.Sequential(nn.Conv2d(3, 4, 1), flatten, nn.Flatten(), nn.Linear(256, 2))
+        assert flow_graph(model, (3, 8, 8)).sizes == [3, 4, 2]
+
+
+class Remembering(nn.Module):
+    """Keeps what it computed, as code does that is looked into."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 4), nn.Linear(4, 2)
+        self.calls, self.seen, self.named = 0, [], {}
+
+    def forward(self, x):
+        self.calls += 1
+        self.features = torch.relu(self.first(x))
+        self.first.output = self.features
+        self.seen.append(self.features)
+        self.named["features"] = self.features
+        return self.last(self.features)
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_nothing_of_the_trace_stays_in_the_model(wrong):
+    model = nn.Sequential(Remembering(), Branching() if wrong else nn.Identity())
+    model[0].seen.append("before")
+    before = [set(vars(module)) for module in model.modules()]
+    with pytest.raises(InputError, match="cannot be traced") if wrong else nullcontext():
+        trace(model)
+    assert [set(vars(module)) for module in model.modules()] == before
+    assert (model[0].calls, model[0].seen, model[0].named) == (0, ["before"], {})
+    assert all(module.training for module in model.modules())
+    if not wrong:
+        torch.save(model, io.BytesIO())
+
+
 @pytest.mark.parametrize(
     ("model", "sentence"),
     [
+        (Coded(lambda m, x: torch.add(m.first(x), m.second(x), alpha=0.5)), "no rule for the operation"),
+        (Coded(lambda m, x: torch.add(m.first(x), other=m.second(x))), "no rule for the operation"),
+        (Coded(lambda m, x: m.first(input=x)), "must take one tensor, as its first argument"),
+        (Coded(lambda m, x: torch.relu(input=m.first(x))), "must take one tensor, as its first argument"),
+        (Coded(lambda m, x: (m.first(x), x)), "must take one tensor, as its first argument"),
+        (Coded(lambda m, x: {"out": m.first(x)}), "must take one tensor, as its first argument"),
+        (hooked(lambda model: model[0].register_forward_hook), "'0' has a forward hook"),
+        (hooked(lambda model: model[1].register_forward_pre_hook), "'1' has a forward hook"),
+        (hooked(lambda model: model.register_forward_hook), "'Sequential' has a forward hook"),
         (Multiplied(), "no rule for the operation"),
         (Branching(), "cannot be traced"),
         (nn.Sequential(nn.Linear(3, 3), nn.Softmax(1)), "no rule for Softmax"),

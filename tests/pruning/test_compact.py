@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrize
 from toys import CLASSES, NETWORKS, SHAPE, batches, conv_chain, mlp, residual
 
 from synflow_lib import models
@@ -366,6 +367,18 @@ def tied():
     return model
 
 
+def parametrized(name):
+    model = mlp(sizes=(192, 4, 4, 4))
+    parametrize.register_parametrization(model[3], name, nn.Softplus())
+    return model
+
+
+def hooked():
+    model = mlp(sizes=(192, 4, 4, 4))
+    model[2].register_forward_hook(lambda module, inputs, output: output + 1)
+    return model
+
+
 @pytest.mark.parametrize(
     ("model", "sentence"),
     [
@@ -378,6 +391,9 @@ def tied():
         (Twice(), "same weights twice"),
         (tied(), "same weights twice"),
         (Broadcasting(), "different shapes"),
+        (parametrized("weight"), "no plain parameter"),
+        (parametrized("bias"), "no plain parameter"),
+        (hooked(), "has a forward hook"),
     ],
 )
 def test_what_cannot_be_compacted_is_named(model, sentence):

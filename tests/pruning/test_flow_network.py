@@ -1,5 +1,7 @@
 """The shortened SynFlow is the plain loop of Algorithm 1: the same scores, the same masks."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -164,6 +166,46 @@ def test_it_turns_from_float32_to_float64_where_the_flow_overflows():
     large, larger = Multiplied(1e15), Multiplied(1e15).double()
     options = {"input_shape": (6,), "iterations": 20}
     assert same(prune(large, "synflow", 8, **options), prune(larger, "synflow", 8, **options))
+
+
+@pytest.mark.parametrize("flow", [1e-36, 1e-40, 1e-43])
+def test_it_turns_to_float64_before_float32_rounds_scores_to_zero(flow):
+    """Grouped convolutions have no program."""
+    torch.manual_seed(0)
+    layers = [layer for _ in range(6) for layer in (nn.Conv2d(16, 16, 1, groups=4, bias=False), nn.ReLU())]
+    model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(16, 2, bias=False))
+    with torch.no_grad():
+        model[-1].weight *= flow / synaptic_flow(model, input_shape=(16, 1, 1))
+    network, exact = FlowNetwork(model, (16, 1, 1)), synflow(copy.deepcopy(model).double(), input_shape=(16, 1, 1))
+    assert network.program is None
+    for scores in (network.by_name(), synflow(model, input_shape=(16, 1, 1))):
+        for name, score in exact.items():
+            assert torch.allclose(scores[name].double(), score, rtol=1e-5, atol=0)
+
+
+def test_half_precision_is_scored_in_float32_at_least():
+    model = mlp(bias=False).half()
+    scores, exact = (synflow(m, input_shape=SHAPE) for m in (model, copy.deepcopy(model).double()))
+    for name, score in exact.items():
+        assert scores[name].dtype == torch.float32
+        assert torch.allclose(scores[name].double(), score, rtol=1e-5, atol=0)
+
+
+class Remembering(Multiplied):
+    """Keeps what it computed, as code does that is looked into."""
+
+    def forward(self, x):
+        self.features = self.first(x) + self.gate(x)
+        return self.last(self.features)
+
+
+def test_nothing_of_the_code_that_was_read_stays_in_the_model():
+    model = Remembering()
+    prune(model, "synflow", 3, input_shape=(6,))
+    assert not hasattr(model, "features")
+    features = model.features = model(torch.ones(1, 6))
+    prune(model, "synflow", 3, input_shape=(6,))
+    assert model.features is features
 
 
 def test_a_flow_that_float64_cannot_hold_is_one_sentence_where_there_is_no_program():

@@ -7,6 +7,8 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrize
 
 from synflow_lib.models.flow_graph import trace
 from synflow_lib.pruning import connected, flow_program, prunable, prune, synflow
@@ -238,3 +240,122 @@ def test_a_number_that_is_looked_at_counts_at_once():
     for number in (torch.inf, -torch.inf, torch.nan):
         with pytest.raises(ValueError, match="out of range"):
             ranges.positive(torch.tensor(number), "out of range")
+
+
+class Two(nn.Module):
+    """Two layers and a head that `join` puts together."""
+
+    def __init__(self, join):
+        super().__init__()
+        torch.manual_seed(0)
+        self.one, self.two, self.last = (nn.Linear(6, 6, bias=False) for _ in range(3))
+        self.bilinear, self.join = nn.Bilinear(6, 6, 6), join
+        self.double()
+
+    def forward(self, x):
+        return self.last(self.join(self, self.one(x)))
+
+
+def assert_run_as_it_is(model, input_shape):
+    """There is no program, and the scores, as shares, are those of `synflow`."""
+    network = FlowNetwork(model, input_shape)
+    assert network.program is None
+    found, expected = shares(network.by_name()), shares(synflow(model, input_shape=input_shape))
+    for name, score in expected.items():
+        torch.testing.assert_close(found[name], score, rtol=1e-11, atol=0)
+
+
+JOINS = {
+    "a weighted sum": lambda m, h: torch.add(h, m.two(h), alpha=0.01),
+    "a sum by keyword": lambda m, h: torch.add(h, other=m.two(h)),
+    "a layer by keyword": lambda m, h: m.two(input=h),
+    "a layer of two inputs": lambda m, h: m.bilinear(h, m.two(h)),
+    "a function by keyword": lambda m, h: torch.relu(input=m.two(h)),
+}
+
+
+@pytest.mark.parametrize("name", JOINS)
+def test_what_an_operation_is_told_besides_is_not_passed_over(name):
+    assert_run_as_it_is(Two(JOINS[name]), (6,))
+
+
+@pytest.mark.parametrize("join", [lambda m, h: (h, h), lambda m, h: {"out": h}])
+def test_a_network_that_returns_more_than_a_tensor_is_one_sentence(join):
+    model = Two(join)
+    model.last = nn.Identity()
+    with pytest.raises(ValueError, match="must return one tensor"):
+        FlowNetwork(model, (6,)).scores()
+
+
+def test_sizes_may_be_lists_and_keywords():
+    class Pooled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.pool = nn.Conv2d(3, 4, [3, 3], padding=[1, 1]), nn.MaxPool2d([2, 2])
+            self.last = nn.Linear(16, 2)
+
+        def forward(self, x):
+            x = F.adaptive_avg_pool2d(F.relu(self.pool(self.first(x)), inplace=True), output_size=[2, 2])
+            return self.last(torch.flatten(x, start_dim=1))
+
+    assert_same_shares(Pooled().double(), (3, 8, 8))
+
+
+def test_a_window_larger_than_the_map_is_one_sentence():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AvgPool2d(50), nn.Flatten(), nn.Linear(4, 2))
+    with pytest.raises(ValueError, match="cannot take an input of shape"):
+        prune(model, "synflow", 2, input_shape=(3, 8, 8))
+
+
+def hooked(model):
+    gate = torch.tensor([1.0, 1, 1, 0, 0, 0]).double()
+    model[0].register_forward_hook(lambda module, inputs, output: output * gate)
+
+
+def hooked_before(model):
+    model.register_forward_pre_hook(lambda module, inputs: (inputs[0] * torch.arange(6.0),))
+
+
+@pytest.mark.parametrize("hook", [hooked, hooked_before])
+def test_hooks_count(hook):
+    model = nn.Sequential(nn.Linear(6, 6, bias=False), nn.ReLU(), nn.Linear(6, 3, bias=False)).double()
+    hook(model)
+    assert_run_as_it_is(model, (6,))
+
+
+def tied_bias(model):
+    model[4].bias = model[0].bias
+
+
+def tied_scale(model):
+    model[3].weight = model[1].weight
+
+
+def tied_variance(model):
+    model[3].running_var = model[1].running_var.fill_(3)
+
+
+def tied_weight(model):
+    model[4].weight = model[0].weight
+
+
+def parametrized(index, name):
+    return lambda model: parametrize.register_parametrization(model[index], name, nn.Softplus())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [tied_bias, tied_scale, tied_variance, tied_weight]
+    + [parametrized(index, name) for index in (0, 1, 6) for name in ("weight", "bias")],
+)
+def test_what_is_shared_or_computed_from_others_counts(change):
+    torch.manual_seed(0)
+    head = [nn.Flatten(), nn.Linear(3 * 16, 2)]
+    model = nn.Sequential(
+        nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.BatchNorm2d(3), nn.Conv2d(3, 3, 3), *head
+    )
+    for tensor in (*model.parameters(), model[1].running_var):
+        nn.init.uniform_(tensor, 1, 2)
+    change(model.double())
+    assert_run_as_it_is(model, (3, 8, 8))
+    assert connected(model, {n: torch.ones_like(w, dtype=torch.bool) for n, w in prunable(model).items()}, (3, 8, 8))

@@ -1,5 +1,7 @@
 """Every score is what its definition says, computed a second way, and leaves the model as it was."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from fingerprint import fingerprint
@@ -43,14 +45,14 @@ class Breaks(nn.Module):
 
     def __init__(self, at, error):
         super().__init__()
-        self.at, self.error, self.passes = at, error, 0
+        self.at, self.error, self.seen = at, error, SimpleNamespace(passes=0)  # an attribute would be taken back
 
     def forward(self, x):
         if isinstance(x, torch.Tensor):
-            self.passes += 1
+            self.seen.passes += 1
         elif self.at:
             float(x)  # torch.fx cannot follow this, so it is the model itself that runs
-        if self.passes == self.at:
+        if self.seen.passes == self.at:
             raise self.error
         return x
 
