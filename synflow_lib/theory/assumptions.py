@@ -32,7 +32,7 @@ HOMOGENEOUS = (
     r"expand|repeat|contiguous|clone|to|float|double|chunk|split|unbind|getitem|roll|.*pad|pixel(un)?shuffle|channelshuffle"
 )
 JOIN, SUM, PRODUCT = r"cat|concat|stack", r"i?(add|sub)", r"i?(mul|truediv)|multiply|div|matmul|b?mm|einsum"
-SIZE = r"size|dim|getattr|len|eq|ne|[lg][te]|floordiv|mod|assert"
+SIZE = r"size|dim|getattr|len|eq|ne|[lg][te]|assert"
 BREAKS = {
     "is not linear on positive numbers": (
         r"gelu|silu|mish|tanh|(log|hard)?sigmoid|hardswish|softplus|softsign|tanhshrink|glu|exp|log|sqrt|pow"
@@ -163,16 +163,18 @@ def torchvision_table(names: Iterable[str] = tuple(FAMILIES), size: int = 32, se
 def torchvision_model(name: str, size: int = 32, seed: int = 0) -> nn.Module:
     """Build torchvision's classifier `name` without trained weights, for 10 classes and images of `size` x `size`.
 
-    A head that begins at zero (the vision transformers') is drawn as torch.nn.Linear draws it: nothing would flow.
+    A head that begins at zero (the vision transformers') is drawn as torch.nn.Linear draws it: nothing would flow. The
+    caller's random state is left as it was.
     """
     from torchvision.models import get_model
 
-    torch.manual_seed(seed)
     settings = FAMILIES.get(name, {})
-    model = get_model(name, num_classes=10, **settings | ({"image_size": size} if "image_size" in settings else {}))
-    for module in model.modules():
-        if isinstance(module, nn.Linear) and not bool(module.weight.any()):
-            module.reset_parameters()
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        model = get_model(name, num_classes=10, **settings | ({"image_size": size} if "image_size" in settings else {}))
+        for module in model.modules():
+            if isinstance(module, nn.Linear) and not bool(module.weight.any()):
+                module.reset_parameters()
     return model
 
 
@@ -217,10 +219,14 @@ class _Reader:
         elif isinstance(module, BATCH_NORM) and module.running_var is None:
             self._break(kind, name, "uses the statistics of its own input", where)
         elif re.fullmatch(f"{JOIN}|{SUM}", kind):
-            self._sum(node, node.args[:2] if re.fullmatch(SUM, kind) else node.args[0])
+            self._sum(node, _given(node, "other") if re.fullmatch(SUM, kind) else _given(node, "tensors")[0])
         elif re.fullmatch(PRODUCT, kind):
-            if sum(isinstance(x, fx.Node) and self.flows[x] for x in node.args) > 1:
+            if sum(self.flows[x] for x in _inputs(node)) > 1:
                 self._break("product", "product", "multiplies values that both depend on the input", where)
+            elif "div" in kind and self.flows.get(_given(node, "other")[1]):
+                self._break("quotient", "quotient", "divides by values that depend on the input", where)
+        elif kind.endswith("pad") and _padded_with(node, module) not in (None, 0):
+            self._break("constant", "constant", "is added that is no parameter", where)
         elif not re.fullmatch(HOMOGENEOUS, kind):
             self._break(kind, name, "has no rule here", where)
         return True
@@ -236,6 +242,24 @@ class _Reader:
 
     def _break(self, kind: str, what: str, why: str, where: str) -> None:
         self.broken.setdefault(kind, (what, why, []))[2].append(where)
+
+
+def _given(node: fx.Node, last: str) -> tuple[object, ...]:
+    """The first two arguments of an operation, which may be called `input` and `last`."""
+    return (*node.args, *(node.kwargs[name] for name in ("input", last) if name in node.kwargs))[:2]
+
+
+def _inputs(node: fx.Node) -> list[fx.Node]:
+    """The nodes that an operation takes, by position and by name, each as often as it does."""
+    found: list[fx.Node] = []
+    fx.node.map_arg((node.args, node.kwargs), found.append)
+    return found
+
+
+def _padded_with(node: fx.Node, module: nn.Module | None) -> object:
+    if module is not None:
+        return getattr(module, "value", None)
+    return node.args[3] if len(node.args) > 3 else node.kwargs.get("value")
 
 
 def _some(where: list[str]) -> str:

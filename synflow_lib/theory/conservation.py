@@ -21,13 +21,15 @@ def neurons(model: nn.Module, saliency: Mapping[str, Tensor], input_shape: Seque
     """Saliency into and out of every hidden unit: one row each (Theorem 1).
 
     Columns: `group` (the layer that first writes to the unit; a residual stage is one group), `unit`, `into` (weights
-    and biases that lead to it, BatchNorm's beta too), `scale` (BatchNorm's gamma, NaN without BatchNorm; where
-    Theorem 1 holds it equals `into` as well), `out` (weights that read it), `difference` (into - out) and `error`,
-    |into - out| relative to the larger of both. `saliency` maps parameter names to S, signed or not; parameters that
-    it lacks count as zero.
-    Raises InputError for a network that has no flow graph (see `flow_graph`).
+    and biases that lead to it, BatchNorm's beta too), `scale` (BatchNorm's gamma, NaN without BatchNorm; behind one
+    layer and where Theorem 1 holds it equals `into` less S(beta)), `out` (weights that read it), `difference`
+    (into - out) and `error`, |into - out| relative to the larger of both. `saliency` maps parameter names to S, signed
+    or not; biases and BatchNorm's parameters that it lacks count as zero. Raises InputError for a network that has no
+    flow graph (see `flow_graph`), no hidden unit, or a weight without saliency.
     """
     graph = flow_graph(model, input_shape)
+    if not graph.hidden:
+        raise InputError(f"{type(model).__name__} has no hidden unit, so there is none to conserve the flow")
     into, out, scale = (
         [torch.zeros(n, dtype=torch.float64) if keep else torch.full((n,), torch.nan) for n in graph.sizes]
         for keep in (True, True, False)
@@ -37,9 +39,10 @@ def neurons(model: nn.Module, saliency: Mapping[str, Tensor], input_shape: Seque
         into[layer.target] += edges.sum(1) + _bias(saliency, layer.bias)
         out[layer.source] += edges.sum(0)
     for norm in graph.scales:
-        into[norm.group] += _bias(saliency, norm.bias)
+        into[norm.group] += _per_unit(_bias(saliency, norm.bias), graph.sizes[norm.group])
         if norm.weight in saliency:
-            scale[norm.group] = scale[norm.group].double().nan_to_num() + saliency[norm.weight].cpu().double()
+            gamma = _per_unit(_bias(saliency, norm.weight), graph.sizes[norm.group])
+            scale[norm.group] = scale[norm.group].double().nan_to_num() + gamma
     frames = [
         pd.DataFrame(
             {
@@ -78,14 +81,15 @@ def layer_totals(model: nn.Module, saliency: Mapping[str, Tensor], input_shape: 
     Columns: `layer`, `size` (weights), `weights` (sum of S over the layer's weights), `naive` (weights plus the
     layer's own biases, which is not conserved), `cut` (weights plus the biases of this layer and all after it, which
     is: each of those neurons lies behind the cut and is fed by the constant input). Beta of BatchNorm counts as a
-    bias of the layer before it. Raises InputError for a network that is not a chain: there single layers are no cuts.
+    bias of the layer before it; that of one on the input is in front of every cut, so in none. Raises InputError for a
+    network that is not a chain: there single layers are no cuts.
     """
     graph = flow_graph(model, input_shape)
     if any(layer.target != index + 1 or layer.source != index for index, layer in enumerate(graph.layers)):
         raise InputError(f"{type(model).__name__} is no chain of layers: use `cut_total` with a cut of the whole graph")
     weights = [float(_weight(saliency, layer.weight).sum()) for layer in graph.layers]
     biases = [float(_bias(saliency, layer.bias).sum()) for layer in graph.layers]
-    for norm in graph.scales:
+    for norm in (norm for norm in graph.scales if norm.group != graph.input):
         biases[norm.group - 1] += float(_bias(saliency, norm.bias).sum())
     behind = [sum(biases[index:]) for index in range(len(biases))]
     return pd.DataFrame(
@@ -124,7 +128,8 @@ def cut_total(graph: FlowGraph, saliency: Mapping[str, Tensor], side: Sequence[T
         total += float(to_output @ edges @ from_input - (1 - to_output) @ edges @ (1 - from_input))
         total += float((_bias(saliency, layer.bias) * to_output).sum())
     for norm in graph.scales:
-        total += float((_bias(saliency, norm.bias) * (~side[norm.group]).double()).sum())
+        beta = _per_unit(_bias(saliency, norm.bias), graph.sizes[norm.group])
+        total += float((beta * (~side[norm.group]).double()).sum())
     return total
 
 
@@ -161,3 +166,8 @@ def _weight(saliency: Mapping[str, Tensor], name: str) -> Tensor:
 def _bias(saliency: Mapping[str, Tensor], name: str | None) -> Tensor:
     known = name is not None and name in saliency
     return saliency[name].detach().cpu().double() if known else torch.zeros((), dtype=torch.float64)
+
+
+def _per_unit(values: Tensor, units: int) -> Tensor:
+    """One sum a unit of what BatchNorm has behind a flattening: a value for each position of each channel."""
+    return values.reshape(units, -1).sum(1) if values.ndim else values

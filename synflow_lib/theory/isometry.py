@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from synflow_lib.errors import InputError
-from synflow_lib.pruning.masks import check_masks
+from synflow_lib.pruning.masks import Masks, check_masks
 from synflow_lib.pruning.state import prunable
 
 WINDOW = 25  # steps between two looks at how far a term has fallen
@@ -60,10 +60,8 @@ def approximate_isometry(
     """
     if steps < 0 or not 0 < lr < math.inf or not tolerance > 0:
         raise InputError(f"isometry takes steps >= 0, lr > 0 and tolerance > 0, not {steps}, {lr} and {tolerance}")
+    masks = None if masks is None else Masks(masks)
     found = matrices(model, masks)
-    for name, (_, values, _) in found.items():
-        if not bool(values.isfinite().all()):
-            raise InputError(f"{name} holds weights that are not finite: isometry cannot start from them")
     tasks = [_Task(name, *parts) for name, (*stacks,) in found.items() for parts in zip(*stacks, strict=True)]
     alike: dict[tuple, list[_Task]] = {}
     for task in tasks:
@@ -85,7 +83,7 @@ def deviations(model: nn.Module, masks: Mapping[str, Tensor] | None = None) -> p
 
     Columns: `layer`, `term` (|| M'M - I ||_F), `rms` (the root mean square of s^2 - 1 over the outputs, s the singular
     values: term / sqrt(c_out)), `floor` (no weights of that mask can have a lower term) and s itself: `mean`, `std`,
-    `min`, `max`. Raises InputError for masks of another model.
+    `min`, `max`. Raises InputError for masks of another model and weights that are not finite.
     """
     rows = []
     for name, (_, values, masked) in matrices(model, masks).items():
@@ -104,14 +102,19 @@ def matrices(model: nn.Module, masks: Mapping[str, Tensor] | None = None) -> dic
     """Every prunable weight as matrices [blocks, inputs, outputs]: where its entries lie in the flat weight, the
     entries, and which of them are kept.
 
-    One block, but for grouped convolutions (one a group) and attention (queries, keys and values).
+    One block, but for grouped convolutions (one a group) and attention (queries, keys and values). Raises InputError
+    for masks of another model and weights that are not finite.
     """
     if masks is not None:
+        masks = Masks(masks)
         check_masks(model, masks)
     found = {}
     for name, weight in prunable(model).items():
-        module = model.get_submodule(name.rpartition(".")[0])
-        index = _as_matrices(module, torch.arange(weight.numel(), device=weight.device).view(weight.shape))
+        if not bool(weight.isfinite().all()):
+            raise InputError(f"{name} holds weights that are not finite: no isometry is near")
+        prefix, _, attribute = name.rpartition(".")
+        module = model.get_submodule(prefix)
+        index = _as_matrices(module, attribute, torch.arange(weight.numel(), device=weight.device).view(weight.shape))
         kept = torch.ones_like(index, dtype=torch.bool)
         if masks is not None:
             kept = masks[name].to(weight.device).flatten()[index]
@@ -119,8 +122,8 @@ def matrices(model: nn.Module, masks: Mapping[str, Tensor] | None = None) -> dic
     return found
 
 
-def _as_matrices(module: nn.Module, weight: Tensor) -> Tensor:
-    if isinstance(module, nn.MultiheadAttention):
+def _as_matrices(module: nn.Module, attribute: str, weight: Tensor) -> Tensor:
+    if attribute == "in_proj_weight":
         return weight.view(3, -1, weight.shape[1]).transpose(1, 2)
     groups = getattr(module, "groups", 1)
     if getattr(module, "transposed", False):  # [c_in, c_out / groups, k, k]

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from synflow_lib.errors import InputError
 from synflow_lib.pruning.state import masked_state
+from synflow_lib.theory.jacobians import chain_parts, first_names, is_chain
 
 # phi'(z) from z. (A kink has the slope that torch takes there: 0 at ReLU's.)
 SLOPES: dict[type[nn.Module], Callable[[nn.Module, Tensor], Tensor]] = {
@@ -63,19 +64,22 @@ def factors(
 ) -> list[Factors]:
     """Factorise the gradient of the mean cross entropy of (`images`, `labels`), layer by layer.
 
-    `model` is a chain: an nn.Sequential of linear layers and activations of `SLOPES` that may begin with nn.Flatten.
-    Dropout is off. Raises InputError for anything else.
+    `model` is a chain: an nn.Sequential of linear layers and activations of `SLOPES` that may begin with nn.Flatten,
+    or one linear layer. Dropout is off. Raises InputError for anything else, and where a linear layer occurs twice.
     """
-    state = masked_state(model, masks)
+    state, names = masked_state(model, masks), first_names(model)
     x, layers = images.to(next(iter(state.values()))).flatten(1), []
     if labels.shape != (len(x),) or labels.is_floating_point():
         raise InputError(f"labels must be integers of shape [{len(x)}], not {labels.dtype} {tuple(labels.shape)}")
-    for name, phi in _chain(model):
-        weight, bias = state[f"{name}.weight"], state.get(f"{name}.bias")
+    for linear, phi in _chain(model):
+        name, bias = names[linear.weight], None if linear.bias is None else state[names[linear.bias]]
+        weight = state[name]
         if x.shape[1] != weight.shape[1]:
-            raise InputError(f"{name} takes {weight.shape[1]} inputs, not the {x.shape[1]} that arrive")
+            raise InputError(
+                f"{name.removesuffix('.weight')} takes {weight.shape[1]} inputs, not the {x.shape[1]} that arrive"
+            )
         z = nn.functional.linear(x, weight, bias)
-        layers.append((f"{name}.weight", weight, x, SLOPES[type(phi)](phi, z)))
+        layers.append((name, weight, x, SLOPES[type(phi)](phi, z)))
         x = phi(z)
     if not 0 <= int(labels.min()) <= int(labels.max()) < x.shape[1]:
         raise InputError(f"labels from {int(labels.min())} to {int(labels.max())} do not fit {x.shape[1]} outputs")
@@ -87,15 +91,13 @@ def factors(
     return found[::-1]
 
 
-def _chain(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Every linear layer's name and the activation behind it, in order."""
-    modules = [(name, module) for name, module in model.named_modules() if not any(module.children())]
-    modules = [(name, module) for name, module in modules if not isinstance(module, nn.Dropout)]
+def _chain(model: nn.Module) -> Iterator[tuple[nn.Linear, nn.Module]]:
+    """Every linear layer and the activation behind it, in order."""
+    modules = [(name, module) for name, module in chain_parts(model) if not isinstance(module, nn.Dropout)]
     if isinstance(model, nn.Sequential) and modules and isinstance(modules[0][1], nn.Flatten):
         del modules[0]
-    is_chain = all(isinstance(m, nn.Sequential) for m in model.modules() if any(m.children()))
     known = all(isinstance(m, nn.Linear) or type(m) in SLOPES for _, m in modules)
-    if not (is_chain and known and modules and isinstance(modules[0][1], nn.Linear)):
+    if not (is_chain(model) and known and modules and isinstance(modules[0][1], nn.Linear)):
         raise InputError(
             f"the gradient of {type(model).__name__} is not factorised here: it must be an nn.Sequential of linear "
             f"layers and {', '.join(kind.__name__ for kind in SLOPES)}"
@@ -103,7 +105,7 @@ def _chain(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     for position, (name, module) in enumerate(modules):
         if isinstance(module, nn.Linear):
             follows = modules[position + 1][1] if position + 1 < len(modules) else nn.Identity()
-            yield name, nn.Identity() if isinstance(follows, nn.Linear) else follows
+            yield module, nn.Identity() if isinstance(follows, nn.Linear) else follows
         elif position and not isinstance(modules[position - 1][1], nn.Linear):
             raise InputError(f"{name} follows another activation: put a linear layer between them")
 

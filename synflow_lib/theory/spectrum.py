@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.func import vjp, vmap
 
-from synflow_lib.errors import lookup
+from synflow_lib.errors import InputError, lookup
 
 METHODS = ("auto", "exact", "lanczos")
 EXACT_ENTRIES = 1_000_000  # of a Jacobian, which takes a second to decompose; a larger one is left to Lanczos
@@ -64,9 +64,21 @@ class Spectrum:
         return {"mean": mean, "std": variance**0.5, "min": float(self.values.min()), "max": float(self.values.max())}
 
 
+def decomposable(matrix: Tensor) -> Tensor:
+    """`matrix` in float32 at least, as torch's decompositions need it; raises InputError where it is not finite."""
+    if not bool(matrix.isfinite().all()):
+        raise InputError("a Jacobian that is not finite has no singular values: look for NaN or inf in the weights")
+    return matrix.float() if torch.finfo(matrix.dtype).bits < 32 else matrix
+
+
+def singular_values(matrix: Tensor) -> Tensor:
+    """Of `matrix` [..., m, n], descending; raises InputError where it is not finite."""
+    return torch.linalg.svdvals(decomposable(matrix))
+
+
 def exact(operator: LinearMap) -> Spectrum:
     """All min(outputs, inputs) singular values."""
-    values = torch.linalg.svdvals(operator.matrix())
+    values = singular_values(operator.matrix())
     return Spectrum(values, torch.full_like(values, 1 / len(values)))
 
 
@@ -76,8 +88,10 @@ def lanczos(operator: LinearMap, steps: int = LANCZOS_STEPS, probes: int = PROBE
     The singular values of the bidiagonal matrix and the squares of the first entries of its singular vectors are a
     Gauss quadrature of the spectrum; the mean over `probes` vectors estimates mean and deviation (by a few parts in a
     hundred for the default), the largest node the largest value (to many digits), the least node the least value from
-    above. All vectors are kept orthogonal to those before them.
+    above. All vectors are kept orthogonal to those before them. Raises InputError for fewer than one step or probe.
     """
+    if steps < 1 or probes < 1:
+        raise InputError(f"the Lanczos process takes steps >= 1 and probes >= 1, not {steps} and {probes}")
     outputs, inputs = operator.shape
     out, back = operator.times, operator.transposed_times
     if outputs < inputs:
@@ -87,7 +101,7 @@ def lanczos(operator: LinearMap, steps: int = LANCZOS_STEPS, probes: int = PROBE
     for _ in range(probes):
         start = torch.randn(min(outputs, inputs), generator=generator, dtype=torch.float64).to(operator.point)
         bidiagonal = _golub_kahan(out, back, start, min(steps, len(start)))
-        _, s, vh = torch.linalg.svd(bidiagonal)
+        _, s, vh = torch.linalg.svd(decomposable(bidiagonal))
         values.append(s)
         weights.append(vh[:, 0] ** 2 / probes)
     return Spectrum(torch.cat(values), torch.cat(weights))

@@ -91,14 +91,16 @@ class Checkpoint:
         set.
         """
         stop = STOP.is_set()
+        where = f"where it stood is in {paths.shown(self.path)}"
         if stop or (last and self.at_end) or time.monotonic() - self._saved >= self.every:
             try:
                 self._write(model, optimiser, generator, state)
             except InputError as error:
                 log.warning("%s; training goes on without this checkpoint", error)
+                where = "where it stood could not be saved"
             self._saved = time.monotonic()
         if stop:
-            raise Stopped(f"stopped after an epoch; where it stood is in {paths.shown(self.path)}")
+            raise Stopped(f"stopped after an epoch; {where}")
 
     def _write(self, model, optimiser, generator, state) -> None:
         names = {parameter: name for name, parameter in model.named_parameters()}
@@ -112,8 +114,13 @@ class Checkpoint:
             random["device"] = torch.cuda.get_rng_state(generator.device)
         groups = {"model": model.state_dict(), "momentum": momentum, "random": random, "extra": self.extra}
         flat = {f"{group}/{name}": tensor for group, part in groups.items() for name, tensor in part.items()}
-        header = {"about": self.about, "training": state, "notes": self.notes}
-        tensors.write(self.path, flat, {HEADER: json.dumps(header, allow_nan=False)})
+        try:
+            header = json.dumps({"about": self.about, "training": state, "notes": self.notes}, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                f"cannot write {paths.shown(self.path)}: notes and what on_epoch returns must be plain values ({error})"
+            ) from error
+        tensors.write(self.path, flat, {HEADER: header})
 
     def _read(self) -> None:
         try:

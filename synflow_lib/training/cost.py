@@ -12,12 +12,14 @@ the program, not of the machine: what kernels need for themselves, and the alloc
 import copy
 import time
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
 import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
@@ -51,8 +53,9 @@ def costs(
     parameters, batch, activations and, in training, gradients, momentum and masks; `inference_seconds` and
     `step_seconds` for the whole batch, the fastest of `repeats` turns. A step is forward, backward, the masks on the
     gradients and SGD with momentum. `images` [B, C, H, W] are normalised, `labels` [B]; `speed` is
-    `Speed.auto(device)` unless given. The modules themselves are not changed. Raises InputError for a batch of fewer
-    than two images (BatchNorm needs two), without networks or repeats, and for masks of another model.
+    `Speed.auto(device)` unless given. The modules themselves are not changed, nor are the random states. Raises
+    InputError for a batch of fewer than two images (BatchNorm needs two), without networks or repeats, and for masks
+    of another model.
     """
     if not networks or repeats < 1:
         raise InputError(f"costs need at least one network and one repeat, not {len(networks)} and {repeats}")
@@ -64,9 +67,10 @@ def costs(
     device = devices.resolve(device)
     speed = speed or Speed.auto(device)
     batch = images.to(device, memory_format=speed.memory_format()), labels.to(device)
-    runners = [_Runner(model, masks, batch, speed) for model, masks in networks.values()]
-    rows = [runner.counts() | runner.memory() for runner in runners]
-    turns = _fastest([turn for runner in runners for turn in (runner.infer, runner.step)], repeats, device)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):  # dropout draws
+        runners = [_Runner(model, masks, batch, speed) for model, masks in networks.values()]
+        rows = [runner.counts() | runner.memory() for runner in runners]
+        turns = _fastest([turn for runner in runners for turn in (runner.infer, runner.step)], repeats, device)
     for row, inference, step in zip(rows, turns[::2], turns[1::2], strict=True):
         row |= {"inference_seconds": inference, "step_seconds": step}
     return pd.DataFrame(rows, index=pd.Index(list(networks), name="network"))
@@ -75,10 +79,10 @@ def costs(
 def flops(model: nn.Module, input_shape: Iterable[int], masks: Mapping[str, Tensor] | None = None) -> int:
     """Floating-point operations of one forward pass of one example: 2 for each product that is added up.
 
-    Counted are convolutions and matrix products (`torch.utils.flop_counter`), not biases, BatchNorm and activations.
-    With `masks`, those of kept weights alone: what sparse kernels without overhead would do, and none does. Each
-    weight of a layer is used equally often, so a layer counts in proportion to its density. Raises InputError for
-    masks of another model.
+    Counted are convolutions and matrix products (`torch.utils.flop_counter`), attention's too, not biases, BatchNorm
+    and activations. With `masks`, those of kept weights alone: what sparse kernels without overhead would do, and none
+    does. Each weight of a layer is used equally often, so a layer counts in proportion to its density. Raises
+    InputError for masks of another model.
     """
     if masks is not None:
         check_masks(model, masks)
@@ -89,14 +93,49 @@ def _flops(model: nn.Module, input_shape: Iterable[int], masks: Mapping[str, Ten
     """All of them, and those of kept weights."""
     weight = next(model.parameters())
     example = torch.zeros(1, *input_shape, dtype=weight.dtype, device=weight.device)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        copy.deepcopy(model).eval()(example)
+    copied = copy.deepcopy(model).eval()
+    with torch.no_grad(), _plain_attention(copied) as projections, FlopCounterMode(display=False) as counter:
+        copied(example)
     total = kept = counter.get_total_flops()
     by_module = {name: sum(operators.values()) for name, operators in counter.get_flop_counts().items()}
     for name, mask in (masks or {}).items():
-        module = ".".join([type(model).__name__, *name.split(".")[:-1]])
-        kept -= round(by_module.get(module, 0) * (1 - float(mask.double().mean())))
+        used = copied.get_parameter(name)
+        owners = [path for path, module in copied.named_modules() if module._parameters.get("weight") is used]
+        own = sum(by_module.get(".".join(filter(None, (type(model).__name__, path))), 0) for path in owners)
+        kept -= round(own * (1 - float(mask.double().mean())))
+        for weight, tokens in projections:
+            if weight is used:
+                kept -= sum(2 * int((m == 0).sum()) * n for m, n in zip(mask.chunk(len(tokens)), tokens, strict=True))
     return total, kept
+
+
+@contextmanager
+def _plain_attention(model: nn.Module) -> Iterator[list[tuple[nn.Parameter, list[int]]]]:
+    """Let attention do matrix products, which are counted, and none of the fused kernels, which are not.
+
+    Its projections are no modules that are called. So the block is given, of each call of attention and each of its
+    weights, how many tokens this projects: numbers for the equal parts of the weight, three of `in_proj_weight`.
+    """
+    calls: list[tuple[nn.Parameter, list[int]]] = []
+
+    def note(module: nn.MultiheadAttention, args: tuple[Tensor, ...], kwargs: dict[str, object]) -> None:
+        given = dict(zip(("query", "key", "value"), args, strict=False)) | kwargs
+        q, k, v = (given[name].numel() // given[name].shape[-1] for name in ("query", "key", "value"))
+        parts = {"in_proj_weight": [q, k, v], "q_proj_weight": [q], "k_proj_weight": [k], "v_proj_weight": [v]}
+        weights = module._parameters
+        calls.extend((weights[name], tokens) for name, tokens in parts.items() if weights.get(name) is not None)
+        calls.append((module.out_proj.weight, [q]))
+
+    for module in model.modules():
+        if isinstance(module, nn.MultiheadAttention):
+            module.register_forward_pre_hook(note, with_kwargs=True)
+    before = torch.backends.mha.get_fastpath_enabled()
+    try:
+        torch.backends.mha.set_fastpath_enabled(False)
+        with sdpa_kernel(SDPBackend.MATH):
+            yield calls
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 class LiveBytes(TorchDispatchMode):

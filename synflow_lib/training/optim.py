@@ -6,10 +6,11 @@ from contextlib import contextmanager
 from functools import lru_cache
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from synflow_lib.devices import Speed
-from synflow_lib.models.flow_graph import BATCH_NORM, CONVOLUTION
+from synflow_lib.errors import InputError
+from synflow_lib.models.flow_graph import BATCH_NORM, CONVOLUTION, hooked, operations
 from synflow_lib.pruning.masks import check_masks
 from synflow_lib.training.recipes import Recipe
 
@@ -94,8 +95,8 @@ def mask_gradients(model: nn.Module, masks: Mapping[str, Tensor] | None) -> Call
 
     A weight that starts at zero then stays exactly zero under momentum and weight decay, because its
     gradient, its momentum and its decay all are. The path equals that of masks multiplied in during the
-    forward pass, and the network that trains is a plain one. Layers that lost nothing are left out. Raises
-    InputError for masks of another model.
+    forward pass, and the network that trains is a plain one. Layers that lost nothing are left out, and so are those
+    without a gradient, frozen or not used by forward. Raises InputError for masks of another model.
     """
     if masks is None:
         return lambda: None
@@ -109,8 +110,9 @@ def mask_gradients(model: nn.Module, masks: Mapping[str, Tensor] | None) -> Call
     ]
 
     def zero_pruned() -> None:
-        if factors:
-            torch._foreach_mul_([weight.grad for weight in weights], factors)
+        pairs = [(w.grad, factor) for w, factor in zip(weights, factors, strict=True) if w.grad is not None]
+        if pairs:
+            torch._foreach_mul_(*zip(*pairs, strict=True))
 
     return zero_pruned
 
@@ -120,11 +122,13 @@ def idle_biases(model: nn.Module) -> list[nn.Parameter]:
 
     In train mode it takes the mean over the batch away again, so the loss does not depend on them and their gradients
     are zero (rounding apart), at the price of a sum over all positions each. `model` must be in train mode. None where
-    torch.fx cannot follow the model's code.
+    torch.fx cannot follow the model's code, or where forward hooks may do more than it.
     """
+    if hooked(model):
+        return []
     try:
-        nodes = fx.symbolic_trace(model).graph.nodes
-    except Exception:  # the model's own code runs here, on stand-ins for tensors, and may raise anything
+        nodes = operations(model).nodes
+    except InputError:
         return []
     modules = dict(model.named_modules())
     owners = Counter(parameter for module in model.modules() for parameter in module.parameters(recurse=False))

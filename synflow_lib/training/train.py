@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from synflow_lib import data, devices
 from synflow_lib.devices import Speed
 from synflow_lib.pruning.masks import apply_masks
+from synflow_lib.pruning.state import eval_mode
 from synflow_lib.training.checkpoint import Checkpoint
 from synflow_lib.training.graphs import Replayed
 from synflow_lib.training.optim import idle_biases, left_alone, mask_gradients, sgd
@@ -75,8 +76,9 @@ def train(
     may return values that are added to that epoch's row (no gradients are recorded there). `speed` is
     `Speed.auto(device)` unless given. A training loss that is not finite ends the run: status "diverged". With a
     `checkpoint` it goes on where an interrupted training of the same description stood, to the same bits as one that
-    was never interrupted. Raises InputError for masks of another model or a device that is absent, and Stopped when
-    `checkpoint.STOP` was set.
+    was never interrupted. The model is left in train mode and on `device`, its gradients None and, where `speed` says
+    so, its weights in channels-last order. Raises InputError for masks of another model or a device that is absent,
+    and Stopped when `checkpoint.STOP` was set.
     """
     device = devices.resolve(device)
     speed = (speed or Speed.auto(device)).require(device)
@@ -159,21 +161,19 @@ def logits(model: Callable[[Tensor], Tensor], images: Tensor, speed: Speed, dtyp
 @torch.no_grad()
 def evaluate(model: nn.Module, dataset: "data.Dataset", speed: Speed | None = None) -> dict[str, float | None]:
     """Return `test_loss` (mean cross entropy, None where not finite) and `test_accuracy` (percent), in eval
-    mode.
+    mode; afterwards every module is in the mode in which it was.
 
     Model and data must be on the same device. The sums stay there until the end.
     """
     speed = speed or Speed.auto(dataset.test_labels.device)
     dtype = next(model.parameters()).dtype
-    was_training = model.training
-    model.eval()
     loss = torch.zeros((), device=dataset.test_labels.device)
     correct = torch.zeros((), device=dataset.test_labels.device, dtype=torch.int64)
-    for images, labels in data.test_batches(dataset, TEST_BATCH.get(loss.device.type, 256)):
-        output = logits(model, images, speed, dtype)
-        loss += F.cross_entropy(output, labels, reduction="sum")
-        correct += (output.argmax(1) == labels).sum()
-    model.train(was_training)
+    with eval_mode(model):
+        for images, labels in data.test_batches(dataset, TEST_BATCH.get(loss.device.type, 256)):
+            output = logits(model, images, speed, dtype)
+            loss += F.cross_entropy(output, labels, reduction="sum")
+            correct += (output.argmax(1) == labels).sum()
     number = len(dataset.test_labels)
     mean = float(loss) / number
     return {"test_loss": mean if math.isfinite(mean) else None, "test_accuracy": 100 * int(correct) / number}

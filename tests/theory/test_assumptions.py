@@ -95,6 +95,21 @@ CODE = {
         lambda m, h: F.scaled_dot_product_attention(*3 * (h.view(1, 3, 2),)).flatten(1),
         ("scaled_dot_product_attention",),
     ),
+    "a square by name": (lambda m, h: torch.mul(h, other=h), ("product",)),
+    "a product of a list": (lambda m, h: torch.einsum("bi,bi->bi", [h, h]), ("product",)),
+    "a product by the method": (lambda m, h: h.mul(other=h), ("product",)),
+    "a quotient by a number": (lambda m, h: torch.div(h, other=4), ()),
+    "a quotient by a parameter": (lambda m, h: h / m.factor, ()),
+    "the flow in the denominator": (lambda m, h: 1 / (h + m.embedding), ("quotient",)),
+    "the same by name": (lambda m, h: torch.div(m.factor, other=h + m.embedding), ("quotient",)),
+    "a constant that is added by name": (lambda m, h: torch.add(h, other=m.constant), ("constant",)),
+    "an embedding that is added by name": (lambda m, h: torch.add(input=h, other=m.embedding), ()),
+    "a list by name": (lambda m, h: torch.cat(tensors=[h[:, :2], h[:, 2:]], dim=1), ()),
+    "zeros around": (lambda m, h: F.pad(h[:, 1:-1], (1, 1)), ()),
+    "zeros by name": (lambda m, h: F.pad(h[:, 1:-1], (1, 1), value=0.0), ()),
+    "other numbers around": (lambda m, h: F.pad(h[:, 1:-1], (1, 1), "constant", 5.0), ("constant",)),
+    "other numbers by name": (lambda m, h: F.pad(h[:, 1:-1], (1, 1), value=5.0), ("constant",)),
+    "a remainder": (lambda m, h: h % 3, ("mod",)),
     "a softmax": (lambda m, h: F.softmax(h, 1) * 3, ("softmax",)),
     "a norm": (lambda m, h: F.normalize(h), ("normalize",)),
     "what has no rule": (lambda m, h: torch.fft.rfft(h, dim=1).abs().repeat(1, 2)[:, :6], ("fft_rfft", "abs")),
@@ -123,6 +138,24 @@ def test_normalisation_by_the_input_itself_breaks_the_assumptions(norm, holds):
     model = nn.Sequential(nn.Flatten(2), nn.Conv1d(3, 6, 3, padding=1), norm, nn.ReLU(), nn.Conv1d(6, 4, 3)).double()
     found = assumptions(model, SHAPE)
     assert found.holds is holds and agree(found)
+
+
+@pytest.mark.parametrize(
+    ("pad", "holds"),
+    [(nn.ConstantPad2d(1, 3.0), False), (nn.ConstantPad2d(1, 0.0), True), (nn.ZeroPad2d(1), True),
+     (nn.ReflectionPad2d(1), True), (nn.ReplicationPad2d(1), True)],
+    ids=repr,
+)  # fmt: skip
+def test_only_zeros_and_what_is_there_may_be_padded(pad, holds):
+    found = assumptions(nn.Sequential(pad, nn.Conv2d(3, 4, 3, bias=False)).double(), SHAPE)
+    assert found.holds is holds and agree(found)
+
+
+def test_torchvisions_networks_leave_the_callers_random_state_alone():
+    before = torch.get_rng_state()
+    first, again = (torchvision_model("squeezenet1_1").state_dict() for _ in range(2))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(tensor, again[name]) for name, tensor in first.items())
 
 
 def test_trained_statistics_change_nothing_and_batch_norm_can_be_bypassed():

@@ -164,3 +164,43 @@ def test_violation_is_the_largest_difference_over_the_largest_flow_in():
 
 def test_networks_end_in_as_many_outputs_as_classes():
     assert flow_graph(residual(), SHAPE).sizes[flow_graph(residual(), SHAPE).output] == CLASSES
+
+
+def behind_a_flattening() -> nn.Sequential:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.BatchNorm1d(144), nn.ReLU(), nn.Linear(144, 3)).double()
+    nn.init.uniform_(model[2].bias)
+    return model
+
+
+def normed_input() -> nn.Sequential:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(192, 6), nn.ReLU(), nn.Linear(6, 3)).double()
+    nn.init.uniform_(model[0].bias, 1, 2)
+    return model
+
+
+@pytest.mark.parametrize("network", [behind_a_flattening, normed_input])
+def test_cuts_are_equal_with_batch_norm_on_the_input_and_behind_a_flattening(network):
+    model, images = network().eval(), batches()[0][0]
+    saliency = synaptic_saliency(model, images, parameters=everything(model))
+    whole = float(model(images).sum().detach())
+    assert conservation.layer_totals(model, saliency, SHAPE)["cut"].tolist() == pytest.approx([whole] * 2, rel=1e-12)
+    graph = flow_graph(model, SHAPE)
+    cut = conservation.random_cut(graph, torch.Generator().manual_seed(0))
+    assert conservation.cut_total(graph, saliency, cut) == pytest.approx(whole, rel=1e-12)
+
+
+def test_theorem_1_holds_behind_a_flattening_and_the_scale_lacks_the_shift():
+    model = behind_a_flattening()
+    saliency = CONSERVING["synflow"](model)
+    table = conservation.neurons(model, saliency, SHAPE)
+    assert table["error"].max() <= 1e-12 and len(table) == 4
+    shift = saliency["2.bias"].view(4, 36).sum(1)
+    torch.testing.assert_close(torch.tensor(table["scale"]), torch.tensor(table["into"]) - shift)
+
+
+def test_a_network_without_hidden_units_is_one_sentence():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 3)).double()
+    with pytest.raises(InputError, match="no hidden unit"):
+        conservation.neurons(model, synflow(model, input_shape=SHAPE), SHAPE)

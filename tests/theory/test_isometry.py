@@ -194,3 +194,28 @@ def test_weights_that_are_no_numbers_are_refused_and_nothing_is_changed():
     with pytest.raises(InputError, match=r"5\.weight holds weights that are not finite"):
         approximate_isometry(model)
     assert fingerprint(model) == before
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.uint8])
+def test_masks_may_be_zeros_and_ones_of_any_kind(dtype):
+    model, same = mlp(), mlp()
+    masks = prune(model, "random", 4)
+    converted = {name: mask.to(dtype) for name, mask in masks.items()}
+    assert isometry.deviations(model, converted).equals(isometry.deviations(model, masks))
+    assert approximate_isometry(model, converted, steps=3).curve == approximate_isometry(same, masks, steps=3).curve
+    assert all(torch.equal(weight, prunable(same)[name]) for name, weight in prunable(model).items())
+
+
+def test_deviations_of_weights_that_are_not_finite_are_one_sentence():
+    model = mlp()
+    with torch.no_grad():
+        model[5].weight[0, 0] = torch.inf
+    with pytest.raises(InputError, match=r"5\.weight holds weights that are not finite"):
+        isometry.deviations(model)
+
+
+def test_the_projections_of_attention_on_other_widths_are_one_matrix_each():
+    found = isometry.matrices(nn.MultiheadAttention(9, 3, kdim=4, vdim=6))
+    assert {name: values.shape for name, (_, values, _) in found.items()} == {
+        "q_proj_weight": (1, 9, 9), "k_proj_weight": (1, 4, 9), "v_proj_weight": (1, 6, 9), "out_proj.weight": (1, 9, 9)
+    }  # fmt: skip

@@ -76,3 +76,79 @@ def test_what_has_no_such_jacobian_is_one_sentence():
         jacobians.layers(conv_chain(), (1, 8, 8))
     with pytest.raises(InputError, match=r"needs outputs of shape \[B, classes\]"):
         jacobians.input_output(nn.Conv2d(3, 2, 3).double(), IMAGES)
+
+
+def shared_activation(*, activation=nn.Tanh, layer=None):
+    torch.manual_seed(0)
+    shared = activation()
+    sizes = [nn.Linear(192, 6), layer or nn.Linear(6, 6), layer or nn.Linear(6, 4)]
+    return nn.Sequential(nn.Flatten(), *(part for linear in sizes for part in (linear, shared))).double()
+
+
+@pytest.mark.parametrize("activation", [nn.Tanh, nn.PReLU])
+def test_an_activation_that_occurs_twice_counts_twice(activation):
+    model = shared_activation(activation=activation)
+    product = torch.eye(192, dtype=torch.float64)
+    for _, stage, points in jacobians.stages(model, dict(model.named_parameters()), IMAGES[:1]):
+        product = jacobians.LinearMap(stage, points.detach()).matrix().detach() @ product
+    expected = torch.autograd.functional.jacobian(model, IMAGES[:1]).view(4, 192)
+    torch.testing.assert_close(product, expected)
+
+
+def test_a_layer_that_occurs_twice_is_one_sentence():
+    with pytest.raises(InputError, match="layer '5' is layer '3' again"):
+        jacobians.chain(shared_activation(layer=nn.Linear(6, 6)), IMAGES)
+    tied = mlp(sizes=(192, 6, 6))
+    tied[3].weight = nn.Parameter(torch.eye(6).double())
+    tied[5].weight = tied[3].weight
+    with pytest.raises(InputError, match="layer '5' is layer '3' again"):
+        jacobians.chain(tied, IMAGES)
+
+
+def test_a_single_layer_is_a_chain_too():
+    model, x = nn.Linear(6, 4).double(), torch.randn(3, 6).double()
+    s = torch.linalg.svdvals(model.weight.detach())
+    for table in (jacobians.chain(model, x), jacobians.layers(model, (6,))):
+        assert table["layer"].tolist() == ["weight"] and table["max"][0] == pytest.approx(float(s[0]))
+
+
+class Tied(nn.Module):
+    """An embedding of the index of the largest input, and a head that shares its weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.middle, self.head = nn.Embedding(20, 8), nn.Linear(8, 8), nn.Linear(8, 20, bias=False)
+        self.head.weight = self.embedding.weight
+
+    def forward(self, x):
+        return self.head(self.middle(self.embedding(x.argmax(1))))
+
+
+def test_a_head_that_shares_its_weight_with_an_embedding_has_its_own_map():
+    maps = jacobians.layer_maps(Tied(), (20,))
+    assert {operator.shape for operator in maps.values()} == {(8, 8), (20, 8)}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("method", ["exact", "lanczos"])
+def test_half_precision_is_decomposed_in_float32(dtype, method):
+    model, x = mlp().to(dtype), IMAGES.to(dtype)
+    same = mlp().to(dtype).float()
+    for half, single in (
+        (jacobians.layers(model, SHAPE, method=method), jacobians.layers(same, SHAPE, method=method)),
+        (jacobians.chain(model, x, method=method), jacobians.chain(same, x.float(), method=method)),
+    ):
+        assert half.equals(single)
+    assert torch.equal(jacobians.input_output(model, x), jacobians.input_output(same, x.float()))
+
+
+def test_weights_that_are_not_finite_and_foreign_masks_are_one_sentence():
+    model = mlp()
+    with pytest.raises(InputError, match="'zz'"):
+        jacobians.layers(model, SHAPE, {"zz": torch.ones(1)})
+    with torch.no_grad():
+        model[3].weight[0, 0] = torch.nan
+    with pytest.raises(InputError, match=r"3\.weight holds weights that are not finite"):
+        jacobians.layers(model, SHAPE)
+    with pytest.raises(InputError, match="not finite has no singular values"):
+        jacobians.input_output(model, IMAGES)

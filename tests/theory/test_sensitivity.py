@@ -75,3 +75,35 @@ def test_propagation_tells_a_saturated_network():
 def test_what_cannot_be_factorised_is_one_sentence(model, labels, sentence):
     with pytest.raises(InputError, match=sentence):
         sensitivity.factors(model, IMAGES, labels)
+
+
+def test_an_activation_that_occurs_twice_counts_twice():
+    shared = nn.Tanh()
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 6), shared, nn.Linear(6, 6), shared, nn.Linear(6, 5)).double()
+    expected = torch.autograd.grad(F.cross_entropy(model(IMAGES), LABELS), [model[i].weight for i in (1, 3, 5)])
+    for layer, gradient in zip(sensitivity.factors(model, IMAGES, LABELS), expected, strict=True):
+        torch.testing.assert_close(layer.gradient, gradient)
+
+
+def test_a_bias_that_layers_share_is_added_in_both():
+    model = mlp(sizes=(192, 5, 5))
+    model[5].bias = model[3].bias
+    expected = torch.autograd.grad(F.cross_entropy(model(IMAGES), LABELS), [model[i].weight for i in (1, 3, 5)])
+    for layer, gradient in zip(sensitivity.factors(model, IMAGES, LABELS), expected, strict=True):
+        torch.testing.assert_close(layer.gradient, gradient)
+
+
+def test_a_single_layer_is_a_chain_and_one_that_occurs_twice_is_none():
+    model = nn.Linear(192, 5).double()
+    (layer,) = sensitivity.factors(model, IMAGES, LABELS)
+    (expected,) = torch.autograd.grad(F.cross_entropy(model(IMAGES.flatten(1)), LABELS), [model.weight])
+    torch.testing.assert_close(layer.gradient, expected)
+    assert layer.name == "weight"
+    linear = nn.Linear(5, 5).double()
+    with pytest.raises(InputError, match="layer '4' is layer '2' again"):
+        sensitivity.factors(nn.Sequential(model, nn.ReLU(), linear, nn.ReLU(), linear), IMAGES, LABELS)
+
+
+def test_foreign_masks_are_one_sentence():
+    with pytest.raises(InputError, match="'zz'"):
+        sensitivity.factors(mlp(), IMAGES, LABELS, {"zz": torch.ones(1)})

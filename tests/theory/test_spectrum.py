@@ -78,3 +78,15 @@ def test_auto_is_exact_for_small_maps_and_an_unknown_way_is_refused():
     assert len(spectrum(convolution(), "lanczos", steps=5, probes=2).values) == 10
     with pytest.raises(InputError, match="did you mean 'lanczos'"):
         spectrum(convolution(), "lanczo")
+
+
+@pytest.mark.parametrize("options", [{"steps": 0}, {"probes": 0}])
+def test_lanczos_without_steps_or_probes_is_one_sentence(options):
+    with pytest.raises(InputError, match="steps >= 1 and probes >= 1"):
+        spectrum(convolution(), "lanczos", **options)
+
+
+@pytest.mark.parametrize("method", ["exact", "lanczos"])
+def test_a_map_that_is_not_finite_is_one_sentence(method):
+    with pytest.raises(InputError, match="not finite has no singular values"):
+        spectrum(dense(torch.full((3, 4), torch.nan, dtype=torch.float64)), method)

@@ -145,3 +145,49 @@ def test_the_state_of_another_model_is_refused(toy_data, tmp_path):
     trained(toy_data, PLAIN, Checkpoint(path, every=0))
     with pytest.raises(InputError, match=r"toy\.safetensors is of another model"):
         train(mlp().float(), toy_data, PLAIN, device="cpu", checkpoint=Checkpoint(path))
+
+
+@pytest.mark.parametrize("recipe", [PLAIN, REPEATED], ids=["plain", "repeated"])
+def test_a_training_with_tied_weights_goes_on_with_the_same_bits(recipe, toy_data, tmp_path, stop):
+    def network():
+        model = mlp(sizes=(192, 9, 9, 9)).float()
+        model[5].weight = model[3].weight
+        return model
+
+    def trained(saved=None):
+        model = network()
+        masks = sf.prune(model, "magnitude", 3)
+        history = train(model, toy_data, recipe, masks, seed=5, device="cpu", checkpoint=saved)
+        return [row["train_loss"] for row in history.curve], model
+
+    losses, model = trained()
+    path = tmp_path / "toy.safetensors"
+    stop.set()
+    for _ in range(2):
+        with pytest.raises(Stopped, match="where it stood is in"):
+            trained(Checkpoint(path))
+    stop.clear()
+    again, resumed = trained(Checkpoint(path))
+    assert again == losses and resumed[5].weight is resumed[3].weight
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in resumed.state_dict().items())
+
+
+@pytest.mark.parametrize("value", [float("nan"), torch.ones(1)], ids=["nan", "tensor"])
+def test_what_json_has_no_word_for_costs_the_checkpoint_and_not_the_training(value, toy_data, tmp_path, caplog, stop):
+    def run():
+        saved = Checkpoint(tmp_path / "toy.safetensors", every=0)
+        return train(mlp().float(), toy_data, PLAIN, device="cpu", on_epoch=lambda *_: {"x": value}, checkpoint=saved)
+
+    with caplog.at_level(logging.WARNING):
+        history = run()
+    assert len(history.curve) == 5 and "what on_epoch returns must be plain values" in caplog.text
+    assert not list(tmp_path.iterdir())
+    stop.set()
+    with pytest.raises(Stopped, match="could not be saved"):
+        run()
+
+
+def test_tensors_without_a_word_in_the_format_are_one_sentence(tmp_path):
+    with pytest.raises(InputError, match=r"cannot write .*toy\.safetensors"):
+        checkpoint.tensors.write(tmp_path / "toy.safetensors", {"x": torch.eye(3, dtype=torch.complex128)}, {})
+    assert not list(tmp_path.iterdir())

@@ -9,7 +9,7 @@ from toys import CLASSES, NETWORKS, SHAPE, batches, conv_chain, mlp
 
 from synflow_lib.devices import Speed
 from synflow_lib.errors import InputError
-from synflow_lib.pruning import Masks, compact, prune
+from synflow_lib.pruning import Masks, compact, prunable, prune
 from synflow_lib.training import cost, costs, flops
 from synflow_lib.training.cost import LiveBytes
 
@@ -178,3 +178,60 @@ def test_what_cannot_be_measured_is_refused(networks, size, repeats, message):
 def test_masks_of_another_model_are_refused_for_flops():
     with pytest.raises(InputError, match="another model"):
         flops(mlp(), SHAPE, pruned(conv_chain(), 2))
+
+
+class Attending(nn.Module):
+    """Attention of 5 tokens to 5, or of 5 to 7, between linear layers."""
+
+    def __init__(self, others: int = 0, weights: bool = True, **options: int):
+        super().__init__()
+        self.first, self.attention = nn.Linear(6, 8), nn.MultiheadAttention(8, 2, batch_first=True, **options)
+        self.last, self.others, self.weights = nn.Linear(8, 3), others, weights
+
+    def forward(self, x):
+        h = self.first(x)
+        read = h.new_ones(len(h), self.others, self.attention.kdim) if self.others else h
+        return self.last(self.attention(h, read, value=read, need_weights=self.weights)[0].mean(1))
+
+
+@pytest.mark.parametrize("weights", [True, False])
+@pytest.mark.parametrize(("others", "options"), [(0, {}), (7, {}), (7, {"kdim": 4, "vdim": 4})])
+def test_the_flops_of_attention_are_counted_and_each_projection_has_its_own(weights, others, options):
+    model, read = Attending(others, weights, **options), others or 5
+    before = torch.backends.mha.get_fastpath_enabled()
+    width = options.get("kdim", 8)
+    uses = {"first.weight": 5, "attention.out_proj.weight": 5, "last.weight": 1}
+    ones = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in prunable(model).items()}
+    projections = 2 * 8 * (5 * 8 + 2 * read * width)
+    attention = 2 * 2 * 5 * read * 8
+    rest = 2 * sum(ones[name].numel() * times for name, times in uses.items())
+    assert flops(model, (5, 6)) == flops(model, (5, 6), ones) == rest + projections + attention
+    for name in uses:
+        masks = ones | {name: torch.rand(ones[name].shape) < 0.5}
+        assert (
+            rest + projections + attention - flops(model, (5, 6), masks) == 2 * int((~masks[name]).sum()) * uses[name]
+        )
+    inputs = [name for name in ones if "_proj_weight" in name]
+    nothing = ones | {name: torch.zeros_like(ones[name]) for name in inputs}
+    assert flops(model, (5, 6), nothing) == rest + attention
+    assert torch.backends.mha.get_fastpath_enabled() == before
+
+
+def test_a_transformer_layer_counts_in_eval_mode_too():
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
+    assert flops(layer, (5, 8)) == 2 * 5 * (4 * 8 * 8 + 2 * 8 * 16) + 2 * 2 * 5 * 5 * 8
+
+
+def test_a_weight_that_layers_share_counts_in_all_of_them():
+    model = mlp(sizes=(192, 6, 6, 6))
+    model[5].weight = model[3].weight
+    masks = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in prunable(model).items()}
+    masks["3.weight"][0] = False
+    assert flops(model, SHAPE) - flops(model, SHAPE, masks) == 2 * 2 * 6
+
+
+def test_the_callers_random_state_is_left_alone():
+    model = nn.Sequential(mlp(), nn.Dropout(0.5))
+    before = torch.get_rng_state()
+    measured(model=(model, None))
+    assert torch.equal(torch.get_rng_state(), before)

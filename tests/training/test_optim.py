@@ -180,6 +180,14 @@ def test_a_bias_in_front_of_batch_norm_does_nothing():
     assert max(sizes.pop("0.bias"), sizes.pop("5.bias")) < 1e-14 < 1e-6 < min(sizes.values())
 
 
+def test_no_bias_is_idle_where_a_hook_may_read_it_and_the_model_keeps_its_attributes():
+    model = with_idle_biases()
+    before = vars(model).copy()
+    assert idle_biases(model) and vars(model) == before
+    model[0].register_forward_hook(lambda _, inputs, output: output.relu())
+    assert idle_biases(model) == []
+
+
 @pytest.mark.parametrize("updates", [(), (("*", 3),)])
 def test_leaving_idle_biases_alone_changes_nothing_else(updates, toy_data):
     found = []
@@ -239,3 +247,29 @@ def test_a_convolution_that_is_called_twice_is_idle_only_if_both_calls_are():
     assert len(idle_biases(nn.Sequential(shared, norm, shared, norm))) == 1
     assert not idle_biases(nn.Sequential(shared, norm, shared, nn.ReLU()))
     assert not idle_biases(nn.Sequential(shared, nn.ReLU(), shared, norm))
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_pruned_layer_without_gradient_is_left_out(frozen, toy_data):
+    model, images = mlp(), torch.ones(2, 3, 8, 8, dtype=torch.float64)
+    model[3].requires_grad_(not frozen)
+    model.unused = None if frozen else nn.Linear(6, 6).double()
+    forward = model if frozen else nn.Sequential(*list(model)[:-1])
+    masks = sf.prune(model, "random", 4)
+    zero_pruned = mask_gradients(model, masks)
+    forward(images).square().sum().backward()
+    zero_pruned()
+    without = [name for name in masks if model.get_parameter(name).grad is None]
+    assert without == (["3.weight"] if frozen else ["unused.weight"])
+    assert not any(model.get_parameter(n).grad[~mask].any() for n, mask in masks.items() if n not in without)
+
+
+def test_a_pruned_network_trains_with_a_frozen_layer(toy_data):
+    model = mlp()
+    model[3].requires_grad_(False)
+    masks = sf.prune(model, "random", 4)
+    sf.apply_masks(model, masks)
+    before = model[3].weight.clone()
+    train(model, toy_data, RECIPE, masks, device="cpu")
+    assert torch.equal(model[3].weight, before)
+    assert all(not model.get_parameter(name)[~mask].any() for name, mask in masks.items())

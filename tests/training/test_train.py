@@ -239,3 +239,27 @@ def test_alternating_mirrors_nothing_where_nothing_is_mirrored(toy_data, seen, a
     recipe = replace(RECIPE, epochs=2, crop=0, flip="alternating", augment=augment)
     train(mlp(), dataset, recipe, device="cpu")
     assert all(set(points(images, dataset.spec).values()) == {(4, 3)} for images, _ in seen)
+
+
+def test_evaluate_leaves_every_module_in_its_mode(toy_data, monkeypatch):
+    model = conv_chain().train()
+    model[1].eval()
+    before = [module.training for module in model.modules()]
+    evaluate(model, toy_data)
+    assert [module.training for module in model.modules()] == before
+
+    def fails(*_, **__):
+        raise RuntimeError("no more batches")
+
+    monkeypatch.setattr(F, "cross_entropy", fails)
+    with pytest.raises(RuntimeError, match="no more batches"):
+        evaluate(model, toy_data)
+    assert [module.training for module in model.modules()] == before
+
+
+def test_the_model_is_left_in_train_mode_without_gradients(toy_data):
+    model = conv_chain().eval()
+    train(model, toy_data, RECIPE, device="cpu", speed=Speed(channels_last=True))
+    assert all(module.training for module in model.modules())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert model[4].weight.is_contiguous(memory_format=torch.channels_last)
