@@ -31,6 +31,7 @@ from torch.nn import functional as F
 from synflow_lib.errors import InputError
 from synflow_lib.models.flow_graph import SUMS, FlowGraph, Layer, Scale, flow_graph, per_edge, trace
 from synflow_lib.pruning.masks import Masks, apply_masks, check_masks
+from synflow_lib.pruning.state import example_shape
 
 RELU = {torch.relu, F.relu, "relu"}
 NOT_ZERO_AT_ZERO = (nn.Sigmoid, nn.Softplus)
@@ -117,7 +118,7 @@ def compact(model: nn.Module, masks: Mapping[str, Tensor], input_shape: Sequence
 
 def check_compactable(model: nn.Module, input_shape: Sequence[int]) -> FlowGraph:
     """Return the flow graph of `model`; raises InputError where units cannot be cut out of single parameters."""
-    graph = flow_graph(model, input_shape)
+    graph = flow_graph(model, example_shape(input_shape))
     parameters = dict(model.named_parameters())
     used = [part.weight for part in [*graph.layers, *graph.scales]]
     shared = len(parameters) < sum(1 for _ in model.named_parameters(remove_duplicate=False))

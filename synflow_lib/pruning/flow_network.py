@@ -19,7 +19,7 @@ from synflow_lib.pruning.flow_program import Program, program
 from synflow_lib.pruning.flow_steps import Affine, Product, scored
 from synflow_lib.pruning.select import Sample, Sieve, clear_all_but, count, unmark
 from synflow_lib.pruning.spans import Span
-from synflow_lib.pruning.state import absolute_state, forward, prunable, scoring_mode
+from synflow_lib.pruning.state import absolute_state, example_shape, forward, prunable, scoring_mode
 
 LOOK_AT = 0.72  # look for units to cut out when so much is left of what was left at the last look
 WORTH_CUTTING = 0.85  # cut when the network becomes smaller than this: a cut costs as much as an iteration
@@ -47,7 +47,7 @@ class FlowNetwork:
 
         Raises InputError where it cannot be scored with inputs of `input_shape` (C, H, W).
         """
-        self.model, self.input_shape = model, tuple(input_shape)
+        self.model, self.input_shape = model, example_shape(input_shape)
         _keep_freed_memory()
         weights = prunable(model)
         like = next(iter(weights.values()))
@@ -296,7 +296,7 @@ def _keep_freed_memory() -> None:
 def path_exists(model: nn.Module, masks: Mapping[str, Tensor], input_shape: Sequence[int]) -> bool | None:
     """Whether some path of kept weights leads from input to output; None where the model has no program."""
     like = next(iter(prunable(model).values()))
-    _, compiled = _understood(model, tuple(input_shape), like.new_empty(0, dtype=torch.float32))
+    _, compiled = _understood(model, example_shape(input_shape), like.new_empty(0, dtype=torch.float32))
     if compiled is None:
         return None
     state = {step.factor: like.new_ones((), dtype=torch.float32) for step in compiled.steps if isinstance(step, Affine)}

@@ -15,7 +15,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from synflow_lib.errors import InputError
 from synflow_lib.pruning import losses
 from synflow_lib.pruning.flow_network import FlowNetwork, holds
-from synflow_lib.pruning.state import absolute_state, forward, masked_state, prunable, scoring_mode, warn_unscored
+from synflow_lib.pruning.state import (
+    absolute_state,
+    example_shape,
+    forward,
+    masked_state,
+    prunable,
+    scoring_mode,
+    warn_unscored,
+)
 
 Batches = Sequence[tuple[Tensor, Tensor | None]]
 Scores = dict[str, Tensor]
@@ -181,8 +189,8 @@ def synaptic_flow(
 
     Computed in float64; infinite where that overflows. `input_shape` is (C, H, W); the rest is as in `synflow`.
     """
-    state = _flow_state(model, masks, torch.float64, train_mode, bypass_norm)
-    ones = torch.ones(1, *input_shape, dtype=torch.float64, device=_like(model).device)
+    shape, state = example_shape(input_shape), _flow_state(model, masks, torch.float64, train_mode, bypass_norm)
+    ones = torch.ones(1, *shape, dtype=torch.float64, device=_like(model).device)
     with scoring_mode(model, train_mode), torch.no_grad():
         return float(forward(model, state, ones).sum())
 
@@ -216,7 +224,7 @@ def synflow(
         raise InputError(
             "synflow needs the shape of one input without the batch: pass input_shape=(3, 32, 32) or alike"
         )
-    like = _like(model)
+    like, input_shape = _like(model), example_shape(input_shape)
     for dtype in dict.fromkeys((torch.promote_types(like.dtype, torch.float32), torch.float64)):
         state = _flow_state(model, masks, dtype, train_mode, bypass_norm)
         leaves = _leaves(model, state, parameters)

@@ -4,8 +4,9 @@ Nothing is written into the model, which therefore is as before when scoring fai
 flags are set for the time of scoring, and put back whatever happens.
 """
 
+import operator
 import warnings
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -83,6 +84,17 @@ def masked_state(
         # Not a product: inf * 0 would leave a NaN where the weight should be gone.
         state[name].masked_fill_((mask == 0).to(state[name].device), 0)
     return state
+
+
+def example_shape(input_shape: Sequence[int]) -> tuple[int, ...]:
+    """`input_shape` as a tuple; raises InputError unless it is the shape of one input without the batch."""
+    try:
+        sizes = tuple(operator.index(size) for size in input_shape)
+    except TypeError:
+        sizes = ()
+    if not sizes or min(sizes) < 1:
+        raise InputError(f"input_shape is that of one input without the batch, as (3, 32, 32) is, not {input_shape!r}")
+    return sizes
 
 
 def forward(model: nn.Module, state: dict[str, Tensor], x: Tensor) -> Tensor:

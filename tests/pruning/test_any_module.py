@@ -16,6 +16,7 @@ from synflow_lib.models import initialise
 from synflow_lib.pruning import (
     Masks,
     apply_masks,
+    compact,
     connected,
     critical_compression,
     grasp,
@@ -25,6 +26,7 @@ from synflow_lib.pruning import (
     prunable,
     prune,
     snip,
+    synaptic_flow,
     synflow,
 )
 from synflow_lib.pruning.densities import layer_densities, ranked_densities
@@ -310,3 +312,18 @@ def test_what_a_model_notes_of_its_passes_is_taken_back(method):
     synflow(model, input_shape=(6,))
     copy.deepcopy(model)
     assert model.features is known and model.passes == 1
+
+
+@pytest.mark.parametrize("shape", [6, (), (0,), (-6,), (6.0,), "6", None])
+def test_a_shape_that_is_none_is_a_sentence(shape):
+    model = chain(6, 8, 3)
+    masks = prune(model, "magnitude", 2)
+    for use in (
+        lambda: prune(model, "synflow", 2, input_shape=shape),
+        lambda: synflow(model, input_shape=shape),
+        lambda: synaptic_flow(model, input_shape=shape),
+        lambda: connected(model, masks, shape),
+        lambda: compact(model, masks, shape),
+    ):
+        with pytest.raises(InputError, match=r"input_shape|the shape of one input"):
+            use()
