@@ -8,6 +8,7 @@ from pathlib import Path
 
 import nbformat
 import numpy as np
+import pandas as pd
 import pytest
 
 from synflow_lib import audit, cli, experiments, paths
@@ -147,6 +148,20 @@ def test_finding_2_the_first_epoch_is_that_of_repeated_updates():
     assert theirs["train_loss min"] < near < theirs["train_loss max"] and far < theirs["train_loss min"] - 0.3
     assert f"{far:.2f} and {table.loc['described', 'test_accuracy max']:.1f} %" in text
     assert f"{near:.2f} and {table.loc['published', 'test_accuracy max']:.1f} %" in text
+
+
+def test_finding_2_after_all_epochs_little_of_it_is_left():
+    ours = pd.read_csv(paths.results() / "cifar10_vgg11_160_epochs.csv")
+    found = ours.groupby(["recipe", "log10_compression"])["accuracy_best"].agg(["min", "max", "mean", "size"])
+    theirs = published.panel("cifar10", "vgg11").query("pruner == 'synflow'").set_index("log10_compression")
+    text = prose(SECTIONS[2])
+    for recipe, said in (("published", "by the repeated updates"), ("described", "by the text's recipe")):
+        low, high, _, size = found.loc[recipe, 3]
+        assert size == 3 and f"{low:.2f} to {high:.2f} % {said}" in text
+    assert f"{theirs.loc[3, 'min']:.2f} to {theirs.loc[3, 'max']:.2f} % in the authors' three runs" in text
+    assert f"{found.loc['published', 2]['mean']:.2f} and {found.loc['described', 2]['mean']:.2f} %" in text
+    assert found.loc["described", 3]["min"] > found.loc["published", 3]["max"]
+    assert round(found.loc["described", 3]["mean"] - found.loc["published", 3]["mean"], 1) == 0.6
 
 
 def test_finding_3_the_figures_show_the_best_epoch():
