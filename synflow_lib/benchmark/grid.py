@@ -15,6 +15,7 @@ from synflow_lib import models, training
 from synflow_lib.data import DATASETS, DatasetSpec
 from synflow_lib.errors import InputError, lookup
 from synflow_lib.pruning import LOSSES, NEEDS_DATA, SALIENCIES, SCHEDULES, SCOPES, check_compression, rho_max
+from synflow_lib.pruning.prune import default_iterations
 
 SAME_NETWORK = {"wide_resnet18_published": "resnet18"}  # ERRATA 1: trained once, counted in both panels
 # Fields that say how to prune.
@@ -152,13 +153,6 @@ def _plain(name: str, value: Any, kind: type) -> Any:
         )
     # Nine digits: 10 ** 0.25 typed as a decimal number and 0.25 are one point of the grid, not two.
     return round(plain, 9) if kind is float else plain
-
-
-def default_iterations(pruner: str) -> int:
-    """How often a method scores unless told otherwise (Tanaka et al. 2020, appendix): 100 for synflow, once
-    else.
-    """
-    return 100 if pruner == "synflow" else 1
 
 
 @lru_cache(maxsize=256)

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from synflow_lib import data, models
-from synflow_lib.benchmark.grid import Run, default_iterations
+from synflow_lib.benchmark.grid import Run
 from synflow_lib.pruning import NEEDS_DATA, SALIENCIES, Masks, prunable, prune
+from synflow_lib.pruning.prune import default_iterations
 from synflow_lib.theory import approximate_isometry
 from synflow_lib.training import History
 
@@ -82,7 +83,7 @@ def pruned(
         spec.compression if compression is None else compression,
         input_shape=dataset.input_shape,
         batches=batches,
-        iterations=spec.iterations or default_iterations(spec.pruner),
+        iterations=spec.iterations or default_iterations(spec.pruner),  # not those of the function around it
         schedule=spec.schedule,
         scope=spec.scope,
         train_mode=spec.train_mode,

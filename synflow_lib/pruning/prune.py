@@ -82,7 +82,10 @@ def prune(
 
 
 def default_iterations(method: str | Callable[..., Scores]) -> int:
-    """The paper's number of iterations: 100 for synflow, by name or as the function itself, and 1 for the rest."""
+    """How often a method scores unless told otherwise (Tanaka et al. 2020, appendix).
+
+    100 for synflow, by name or as the function itself, and 1 for the rest.
+    """
     return 100 if method in ("synflow", synflow) else 1
 
 

@@ -19,6 +19,7 @@ import pandas as pd
 import torch
 from torch import fx, nn
 
+from synflow_lib import devices
 from synflow_lib.errors import InputError
 from synflow_lib.models.flow_graph import BATCH_NORM, flow_graph, trace
 from synflow_lib.pruning.flow_network import FlowNetwork
@@ -169,8 +170,7 @@ def torchvision_model(name: str, size: int = 32, seed: int = 0) -> nn.Module:
     from torchvision.models import get_model
 
     settings = FAMILIES.get(name, {})
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+    with devices.seeded(seed, torch.device("cpu")):
         model = get_model(name, num_classes=10, **settings | ({"image_size": size} if "image_size" in settings else {}))
         for module in model.modules():
             if isinstance(module, nn.Linear) and not bool(module.weight.any()):

@@ -184,6 +184,15 @@ def test_methods_that_need_data_score_on_the_training_set(pruner, quick, monkeyp
     assert seen == [{"seed": 4}]
 
 
+@pytest.mark.parametrize(("pruner", "iterations"), [("synflow", 100), ("magnitude", 1)])
+@pytest.mark.parametrize("cycles", [0, 2])
+def test_in_cycles_too_a_method_scores_as_often_as_its_name_says(pruner, iterations, cycles, quick, monkeypatch):
+    seen, original = [], preparation.prune
+    monkeypatch.setattr(preparation, "prune", lambda *a, **k: seen.append(k["iterations"]) or original(*a, **k))
+    execute(replace(quick, pruner=pruner, cycles=cycles), CPU, Speed())
+    assert seen == [iterations] * max(cycles, 1)
+
+
 def test_options_reach_the_pruning(quick):
     dataset = data.load_once("digits")
     model = models.build("mlp", "digits", width=0.25)
