@@ -29,7 +29,8 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from synflow_lib.errors import InputError
-from synflow_lib.models.flow_graph import SUMS, FlowGraph, Layer, Scale, flow_graph, per_edge, trace
+from synflow_lib.models.flow_graph import SUMS, FlowGraph, Layer, Scale, flow_graph, per_edge
+from synflow_lib.models.tracing import trace
 from synflow_lib.pruning.masks import Masks, apply_masks, check_masks
 from synflow_lib.pruning.state import example_shape
 
@@ -166,8 +167,10 @@ def _steps(model: nn.Module, graph: FlowGraph, masks: Mapping[str, Tensor]) -> l
             steps.append(_Step("input", (), graph.sizes[graph.input]))
         elif module is not None and node.target in parts:
             part = parts[node.target]
-            make = _layer_step if isinstance(part, Layer) else _scale_step
-            steps.append(make(part, inputs, before[0], graph, masks, state))
+            if isinstance(part, Layer):
+                steps.append(_layer_step(part, inputs, graph, masks[part.weight], state))
+            else:
+                steps.append(_scale_step(part, inputs, before[0].units, state))
         elif node.op == "call_function" and node.target in SUMS:
             steps.append(_Step("sum", inputs, before[0].units))
         else:
@@ -185,34 +188,22 @@ def _kind(operation: object, name: object) -> str:
 
 
 def _layer_step(
-    layer: Layer,
-    inputs: tuple[int, ...],
-    _: _Step,
-    graph: FlowGraph,
-    masks: Mapping[str, Tensor],
-    state: Mapping[str, Tensor],
+    layer: Layer, inputs: tuple[int, ...], graph: FlowGraph, mask: Tensor, state: Mapping[str, Tensor]
 ) -> _Step:
     weight = state[layer.weight]
     still = torch.ones(len(weight), dtype=torch.bool) if layer.bias is None else (state[layer.bias] == 0).cpu()
-    edges = per_edge(layer, masks[layer.weight].cpu(), graph) > 0
+    edges = per_edge(layer, mask.cpu(), graph) > 0
     return _Step("layer", inputs, len(weight), layer, edges, still, layer.bias is not None)
 
 
-def _scale_step(
-    scale: Scale,
-    inputs: tuple[int, ...],
-    before: _Step,
-    graph: FlowGraph,
-    masks: Mapping[str, Tensor],
-    state: Mapping[str, Tensor],
-) -> _Step:
+def _scale_step(scale: Scale, inputs: tuple[int, ...], units: int, state: Mapping[str, Tensor]) -> _Step:
     """A batch of zeros has mean zero, so train mode gives beta; eval mode subtracts the running mean first."""
     still = state[scale.bias] == 0
     mean = f"{scale.bias.removesuffix('bias')}running_mean"
     if mean in state:
         still = still & (state[mean] == 0)
-    still = still.reshape(before.units, -1).all(1).cpu()
-    return _Step("scale", inputs, before.units, scale, still=still, trained=True)
+    still = still.reshape(units, -1).all(1).cpu()
+    return _Step("scale", inputs, units, scale, still=still, trained=True)
 
 
 def _reached(steps: list[_Step]) -> list[Tensor]:

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from synflow_lib.errors import InputError
-from synflow_lib.models.flow_graph import FlowGraph, flow_graph, trace
+from synflow_lib.models.flow_graph import FlowGraph, flow_graph
+from synflow_lib.models.tracing import trace
 from synflow_lib.pruning.flow_program import Program, program
 from synflow_lib.pruning.flow_steps import Affine, Product, scored
 from synflow_lib.pruning.select import Sample, Sieve, clear_all_but, count, unmark

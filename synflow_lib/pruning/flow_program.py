@@ -20,7 +20,8 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from synflow_lib.errors import InputError
-from synflow_lib.models.flow_graph import BATCH_NORM, FLATTEN, SUMS, flattens_from, hooked, reads_only
+from synflow_lib.models.flow_graph import BATCH_NORM, FLATTEN, SUMS, flattens_from
+from synflow_lib.models.tracing import hooked, reads_only
 from synflow_lib.pruning.flow_steps import (
     Affine,
     Average,

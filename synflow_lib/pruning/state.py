@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from synflow_lib.errors import InputError
-from synflow_lib.models.flow_graph import BATCH_NORM, CONVOLUTION, attributes_kept, eval_mode
+from synflow_lib.models.flow_graph import BATCH_NORM, CONVOLUTION
+from synflow_lib.models.tracing import attributes_kept, eval_mode
 
 NORMALISATION = (BATCH_NORM, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.instancenorm._InstanceNorm)
 PROJECTIONS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")  # of attention, those it has

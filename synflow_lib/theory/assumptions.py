@@ -21,7 +21,8 @@ from torch import fx, nn
 
 from synflow_lib import devices
 from synflow_lib.errors import InputError
-from synflow_lib.models.flow_graph import BATCH_NORM, flow_graph, trace
+from synflow_lib.models.flow_graph import BATCH_NORM, flow_graph
+from synflow_lib.models.tracing import trace
 from synflow_lib.pruning.flow_network import FlowNetwork
 from synflow_lib.pruning.state import absolute_state, forward, scoring_mode
 

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from synflow_lib.devices import Speed
 from synflow_lib.errors import InputError
-from synflow_lib.models.flow_graph import BATCH_NORM, CONVOLUTION, hooked, operations
+from synflow_lib.models.flow_graph import BATCH_NORM, CONVOLUTION
+from synflow_lib.models.tracing import hooked, operations
 from synflow_lib.pruning.masks import check_masks
 from synflow_lib.training.recipes import Recipe
 

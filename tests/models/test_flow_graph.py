@@ -1,8 +1,5 @@
 """The flow graph has the units and edges that the network has."""
 
-import io
-from contextlib import nullcontext
-
 import pytest
 import torch
 from torch import nn
@@ -10,7 +7,7 @@ from toys import SHAPE, conv_chain, mlp, residual
 
 from synflow_lib import models
 from synflow_lib.errors import InputError
-from synflow_lib.models.flow_graph import Layer, flow_graph, per_edge, trace
+from synflow_lib.models.flow_graph import Layer, flow_graph, per_edge
 
 
 def test_a_chain_is_one_group_after_another():
@@ -113,37 +110,6 @@ def test_whatever_flattens_all_but_the_batch_is_followed():
     for flatten in (nn.Flatten(), nn.Flatten(1, 3), nn.Flatten(-3)):
         model = nn.Sequential(nn.Conv2d(3, 4, 1), flatten, nn.Flatten(), nn.Linear(256, 2))
         assert flow_graph(model, (3, 8, 8)).sizes == [3, 4, 2]
-
-
-class Remembering(nn.Module):
-    """Keeps what it computed, as code does that is looked into."""
-
-    def __init__(self):
-        super().__init__()
-        self.first, self.last = nn.Linear(3, 4), nn.Linear(4, 2)
-        self.calls, self.seen, self.named = 0, [], {}
-
-    def forward(self, x):
-        self.calls += 1
-        self.features = torch.relu(self.first(x))
-        self.first.output = self.features
-        self.seen.append(self.features)
-        self.named["features"] = self.features
-        return self.last(self.features)
-
-
-@pytest.mark.parametrize("wrong", [False, True])
-def test_nothing_of_the_trace_stays_in_the_model(wrong):
-    model = nn.Sequential(Remembering(), Branching() if wrong else nn.Identity())
-    model[0].seen.append("before")
-    before = [set(vars(module)) for module in model.modules()]
-    with pytest.raises(InputError, match="cannot be traced") if wrong else nullcontext():
-        trace(model)
-    assert [set(vars(module)) for module in model.modules()] == before
-    assert (model[0].calls, model[0].seen, model[0].named) == (0, ["before"], {})
-    assert all(module.training for module in model.modules())
-    if not wrong:
-        torch.save(model, io.BytesIO())
 
 
 @pytest.mark.parametrize(

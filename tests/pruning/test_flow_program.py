@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
-from synflow_lib.models.flow_graph import trace
+from synflow_lib.models.tracing import trace
 from synflow_lib.pruning import connected, flow_program, prunable, prune, synflow
 from synflow_lib.pruning.flow_network import FlowNetwork
 from synflow_lib.pruning.flow_program import Taps, program
