@@ -116,6 +116,9 @@ def test_the_compact_network_trains_to_the_same_accuracy_as_the_masked_one(chang
     original = models.build
     monkeypatch.setattr(module.models, "build", lambda *a, **k: original(*a, **k).double())
     monkeypatch.setattr(module, "recipe", lambda *which: replace(recipe(*which), max_steps=3))
+    digits = data.load("digits")
+    few = replace(digits, test_images=digits.test_images[:50], test_labels=digits.test_labels[:50])
+    monkeypatch.setattr(data, "load_once", lambda *_: few)
     spec = replace(VGG, **{"width": 0.15, **change})
     small, full = (execute(spec, CPU, Speed(compact=compact)) for compact in (True, False))
     assert small["savings"]["compact_share"] < 0.1 and full["savings"]["compact_share"] is None
