@@ -84,10 +84,10 @@ def mean_score_against_size(table: pd.DataFrame, reference: pd.DataFrame | None 
 
     `table` has the columns pruner, inverse_size, average_score (one row per layer; negative means are left out, they
     have no logarithm); `reference` likewise, drawn hollow behind it. Each is drawn over the geometric mean of its
-    layers, for scores are known up to a factor.
+    layers, for scores are known up to a factor; all panels have the same axes, so that a steeper slope looks steeper.
     """
     pruners = sorted(table["pruner"].unique(), key=order)
-    figure, panels, spare = _panels(len(pruners), sharex=True)
+    figure, panels, spare = _panels(len(pruners), sharex=True, sharey=True)
     for axis, pruner in zip(panels, pruners, strict=True):
         lines = [f"{NAMES.get(pruner, pruner)}: slope {draw_slope(axis, _centred(table, pruner), pruner):.3f}"]
         if reference is not None:
@@ -95,8 +95,8 @@ def mean_score_against_size(table: pd.DataFrame, reference: pd.DataFrame | None 
         axis.set_title("\n".join(lines), fontsize=9)
         axis.set(xscale="log", yscale="log")
         axis.yaxis.set_minor_formatter(plt.NullFormatter())
-        low, high = axis.get_ylim()
-        axis.set_ylim(min(low, high / 20), high * 1.3)  # at least one labelled power of ten
+    low, high = panels[0].get_ylim()
+    panels[0].set_ylim(min(low, high / 20), high * 1.3)  # at least one labelled power of ten
     _name_axes(panels, "1 / layer size", "mean score / typical")
     if spare is not None and reference is not None:
         looks = {

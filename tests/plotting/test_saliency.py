@@ -41,6 +41,18 @@ def test_mean_score_against_size_fits_the_slope_that_the_data_have():
     assert np.prod(ours) == pytest.approx(1) and np.prod(theirs) == pytest.approx(1)  # each over its geometric mean
 
 
+def test_slopes_are_drawn_on_the_same_axes():
+    size = np.array([10.0, 100.0, 1000.0])
+    slopes = {"random": 0.0, "synflow": 1.0}
+    parts = [
+        pd.DataFrame({"pruner": p, "inverse_size": 1 / size, "average_score": size**-k}) for p, k in slopes.items()
+    ]
+    flat, steep = plotting.mean_score_against_size(pd.concat(parts)).axes[:2]
+    assert flat.get_ylim() == steep.get_ylim() and flat.get_xlim() == steep.get_xlim()
+    low, high = flat.get_ylim()
+    assert low < 0.1 and high > 10
+
+
 def test_score_distributions_have_a_box_for_each_layer():
     scores = {"snip": {"a": torch.rand(50), "b": torch.rand(9)}, "random": {"a": torch.rand(5), "b": torch.ones(3)}}
     figure = plotting.score_distributions(scores)
