@@ -40,15 +40,15 @@ reproduce: setup  ## run the chapters on this computer and make build/quick/inde
 
 site: reproduce  ## the same: the chapters as pages
 
-# All parts run, and the exit status is that of the last that failed. Unit tests share JOBS processes, but for the slow
-# ones, which start a cluster of their own; so do chapters, a kernel each. The chapters find no record of earlier runs
+# All parts run, and the exit status is that of the last that failed. Unit tests share JOBS processes; after them the
+# slow ones, which start a cluster or a kernel, a file each; then the chapters. These find no record of earlier runs
 # and draw elsewhere, so a cached result hides nothing and the committed figures stay as they are. What the plugin or
 # the kernels warn about is not ours, so warnings are errors in the unit tests alone.
 test: setup  ## unit tests, then every chapter under nbval
 	@rm -rf "$(SCRATCH)"
 	@status=0; \
 	$(BIN)/python -m pytest --quiet -n $(JOBS) --dist loadscope -m "not slow" tests || status=$$?; \
-	$(BIN)/python -m pytest --quiet -m slow tests || status=$$?; \
+	$(BIN)/python -m pytest --quiet -n $(JOBS) --dist loadfile -m slow tests || status=$$?; \
 	SYNFLOW_FIGURES="$(SCRATCH)/figures" SYNFLOW_RECORDS="$(SCRATCH)/records" JUPYTER_PREFER_ENV_PATH=1 \
 	$(BIN)/python -m pytest --quiet -n $(JOBS) --dist loadfile -W default -p no:cacheprovider \
 	  --nbval-lax --nbval-current-env --nbval-cell-timeout=600 notebooks || status=$$?; \

@@ -368,6 +368,15 @@ def test_finding_17_near_rho_max_some_networks_lose_layers_in_either_precision()
     assert "10 of its 19 layers" in prose(SECTIONS[17])
 
 
+def test_finding_17_a_second_processor_differs_in_single_precision_alone():
+    one, two = (pd.read_csv(paths.results() / f"synflow_near_rho_max{end}.csv") for end in ("", "_second_cpu"))
+    assert one.drop(columns="empty").equals(two.drop(columns="empty"))
+    differ = one["empty"] != two["empty"]
+    assert differ.any() and set(one[differ]["precision"]) == {"float32"}
+    lost = two.query("precision == 'float32' and empty > 0")
+    assert lost[["network", "seed", "below"]].values.tolist() == [["vgg16", 6, 0.0]]
+
+
 def test_the_tables_come_from_the_files_that_are_there(tmp_path, monkeypatch):
     monkeypatch.setenv("SYNFLOW_HOME", str(tmp_path))
     assert paths.reference() == tmp_path / "data" / "reference"

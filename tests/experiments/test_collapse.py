@@ -31,7 +31,7 @@ def authors() -> pd.DataFrame:
 
 
 def test_the_densities_of_a_narrow_vgg19_are_those_of_its_masks():
-    width, step = 1 / 16, 3
+    width, step = 1 / 64, 3
     found = collapse.vgg19_layer_density(width, SMALL, images=20, doublings=step)
     model = models.build("vgg19", SMALL, width)
     for pruner, options in {"random": {}, "magnitude": {}, "synflow": {"input_shape": SMALL[0]}}.items():

@@ -33,10 +33,10 @@ def test_runs_that_begin_alike_are_run_once_and_give_what_each_alone_gives(monke
 
 
 def test_small_tables_keep_what_was_asked_for():
-    kept = iterations.vgg11_iterations(2.0, width=0.125)
+    kept = iterations.vgg11_iterations(2.0, width=1 / 16)
     plans = kept.groupby(["iterations", "schedule"])["kept"].sum()
     assert len(plans) == 5 and set(plans) == {number_kept(kept["size"].sum() // 5, 0.01)}
-    shortcuts = iterations.resnet18_shortcuts((1.0, 2.0), width=0.125)
+    shortcuts = iterations.resnet18_shortcuts((1.0, 2.0), width=1 / 16)
     assert shortcuts.groupby("log10_compression")["shortcut"].sum().tolist() == [3, 3]
     assert shortcuts["connected"].all() and len(shortcuts) == 2 * 21
 
