@@ -3,7 +3,7 @@
 Connection sensitivity asks how much the loss feels a weight, and at initialisation no network has learnt anything
 from a label yet. So the labels may hardly matter: Lee et al. (2020) score against the uniform distribution of labels
 and prune without any. A loss here is a function (outputs [B, classes], labels [B] or None) -> scalar, a mean over
-the batch; hand your own to a saliency as `loss=`.
+the batch; hand your own to a saliency as `loss=`, which may read outputs and labels of other shapes.
 """
 
 from collections.abc import Callable
@@ -59,10 +59,20 @@ def resolve(loss: str | Loss) -> Loss:
     return loss if callable(loss) else lookup(LOSSES, loss, "loss")
 
 
+def known(loss: Loss) -> bool:
+    """Whether `loss` is one of `LOSSES`."""
+    return any(loss is own for own in LOSSES.values())
+
+
 def evaluate(loss: Loss, outputs: Tensor, labels: Tensor | None) -> Tensor:
-    """`loss` of a network's outputs; raises InputError unless they are [B, classes] and it gives one number."""
-    if outputs.ndim != 2:
-        raise InputError(f"a loss needs outputs of shape [B, classes], not {tuple(outputs.shape)}")
+    """`loss` of a network's outputs; raises InputError unless it gives one number, and where one of `LOSSES` is given
+    outputs other than [B, classes].
+    """
+    if known(loss) and outputs.ndim != 2:
+        raise InputError(
+            f"the loss {loss.__name__} needs outputs of shape [B, classes], not {tuple(outputs.shape)}: for those, "
+            "pass a function (outputs, labels) -> scalar as loss"
+        )
     value = loss(outputs, labels)
     if not isinstance(value, Tensor) or value.ndim != 0 or not value.requires_grad:
         raise InputError(f"the loss {getattr(loss, '__name__', loss)} must give one number that depends on the outputs")

@@ -48,10 +48,12 @@ def prune(
 
     `method` is a name in `SALIENCIES` or a function like those. `compression` is rho >= 1, at most `rho_max(model)`.
     synflow needs `input_shape`, e.g. (3, 32, 32); snip and grasp need `batches`, a sequence of (images [B, C, H, W],
-    labels [B]). `iterations` defaults to 100 for synflow and 1 for the rest. `scope` "layer" removes the same share
-    of every layer instead of ranking all weights together. `train_mode` scores with BatchNorm's batch statistics,
-    `invert` keeps the lowest scores, `bypass_norm` lets synflow score with every BatchNorm as the identity (for blocks
-    whose last scale begins at zero; prune warns of layers that score 0 throughout), `seed` is that of random scores.
+    labels [B]); for another loss than the cross entropy, and labels of other kinds, give `functools.partial(snip,
+    loss=...)` as the method. `iterations` defaults to 100 for synflow and 1 for the rest. `scope` "layer" removes the
+    same share of every layer instead of ranking all weights together. `train_mode` scores with BatchNorm's batch
+    statistics, `invert` keeps the lowest scores, `bypass_norm` lets synflow score with every BatchNorm as the identity
+    (for blocks whose last scale begins at zero; prune warns of layers that score 0 throughout), `seed` is that of
+    random scores.
     Raises InputError, before any work, for a value that cannot be used, and for scores that are not finite.
     """
     score = method if callable(method) else lookup(SALIENCIES, method, "pruning method")

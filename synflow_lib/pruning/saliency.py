@@ -43,7 +43,7 @@ def _like(model: nn.Module) -> Tensor:
 def _checked(
     model: nn.Module, batches: Batches | None, method: str, loss: losses.Loss = losses.supervised
 ) -> list[tuple[Tensor, Tensor | None]]:
-    """The batches on the model's device and in its dtype; raises InputError for anything that is no such batch."""
+    """The batches as the model and the loss take them; raises InputError for anything that is no such batch."""
     if not batches:
         raise InputError(f"{method} scores weights on data: pass batches=[(images, labels), ...]")
     like, checked = _like(model), []
@@ -53,18 +53,29 @@ def _checked(
         if not pair or not all(isinstance(t, Tensor) for t in (batch[:1] if unlabelled else batch)):
             raise InputError(f"batches must be a sequence of (images, labels) tensors, not of {type(batch).__name__}")
         images, labels = batch
-        if unlabelled:
-            checked.append((images.to(like), None))
-            continue
-        if labels.ndim != 1 or len(labels) != len(images) or labels.is_floating_point() or len(labels) == 0:
-            raise InputError(
-                f"labels must be integers of shape [B] for images [B, ...], not {labels.dtype} {tuple(labels.shape)} "
-                f"for images {tuple(images.shape)}"
-            )
-        checked.append((images.to(like), labels.to(like.device).long()))
+        checked.append((_inputs(model, images, like), None if unlabelled else _labels(labels, images, loss, like)))
     if not checked:
         raise InputError(f"{method} got no batches: of a generator that was used before none is left, so pass a list")
     return checked
+
+
+def _inputs(model: nn.Module, images: Tensor, like: Tensor) -> Tensor:
+    """The images in the model's dtype; whole numbers stay such where the model has an embedding to look them up in."""
+    if not images.is_floating_point() and any(isinstance(m, nn.Embedding | nn.EmbeddingBag) for m in model.modules()):
+        return images.to(like.device).long()
+    return images.to(like)
+
+
+def _labels(labels: Tensor, images: Tensor, loss: losses.Loss, like: Tensor) -> Tensor:
+    """Labels for one of `LOSSES` are classes [B]; a loss of the user's own reads what it likes, [B, ...]."""
+    classes = labels.ndim == 1 and not labels.is_floating_point()
+    if labels.ndim == 0 or len(labels) != len(images) or len(labels) == 0 or (losses.known(loss) and not classes):
+        kind = "integers of shape [B]" if losses.known(loss) else "of shape [B, ...]"
+        raise InputError(
+            f"labels must be {kind} for images [B, ...], not {labels.dtype} {tuple(labels.shape)} "
+            f"for images {tuple(images.shape)}"
+        )
+    return labels.to(like) if labels.is_floating_point() else labels.to(like.device).long()
 
 
 def _loss(
@@ -92,9 +103,11 @@ def loss_saliency(
     """Signed synaptic saliency of the mean loss over `batches`: dL/dtheta * theta.
 
     With the cross entropy ("supervised") the negative of Skeletonization's score (Mozer and Smolensky 1989); its
-    absolute value is SNIP's. `loss` is a name in `LOSSES` or a function (outputs, labels) -> scalar; for one that
-    reads no labels they may be None: batches=[(images, None), ...]. `parameters` names what is scored (default: the
-    prunable weights). Raises InputError for missing or misshapen batches and an unknown loss.
+    absolute value is SNIP's. `loss` is a name in `LOSSES`, for outputs [B, classes] and labels [B], or a function
+    (outputs, labels) -> scalar of your own, a mean over the batch, for outputs and labels [B, ...] of any kind; for one
+    that reads no labels they may be None: batches=[(images, None), ...]. Images are given in the model's dtype, but
+    whole numbers as they are to a model with an embedding. `parameters` names what is scored (default: the prunable
+    weights). Raises InputError for missing or misshapen batches and an unknown loss.
     """
     loss = losses.resolve(loss)
     checked = _checked(model, batches, "this saliency", loss)

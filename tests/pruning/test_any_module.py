@@ -1,6 +1,7 @@
 """What people's own modules have and ours have not: shared weights, unused layers, narrow numbers, odd shapes."""
 
 import copy
+import functools
 import itertools
 
 import pytest
@@ -327,3 +328,121 @@ def test_a_shape_that_is_none_is_a_sentence(shape):
     ):
         with pytest.raises(InputError, match=r"input_shape|the shape of one input"):
             use()
+
+
+class Reader(nn.Module):
+    """Classifies texts: tokens [B, T] looked up, one layer of attention, their mean."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding = nn.Embedding(11, 8)
+        self.block = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.block(self.embedding(x)).mean(1))
+
+
+class Bag(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.bag, self.head = nn.EmbeddingBag(11, 8), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.bag(x))
+
+
+TOKENS, TOPICS = torch.arange(30).reshape(6, 5) ** 2 % 11, torch.arange(6) % 3
+
+
+@pytest.mark.parametrize("kind", [torch.int64, torch.int32, torch.uint8])
+@pytest.mark.parametrize("build", [Reader, Bag])
+def test_tokens_stay_whole_numbers(build, kind):
+    model = build().double()
+    F.cross_entropy(model(TOKENS), TOPICS).backward()
+    scores = snip(model, batches=[(TOKENS.to(kind), TOPICS)])
+    for name, weight in prunable(model).items():
+        torch.testing.assert_close(scores[name], (weight.grad * weight.detach()).abs())
+    masks = prune(model, "grasp", 3, batches=[(TOKENS[:3], TOPICS[:3]), (TOKENS[3:], TOPICS[3:])])
+    assert masks.kept == masks.total - int(masks.total * (1 - 1 / 3))
+
+
+def test_whole_numbers_are_images_where_nothing_is_looked_up():
+    model, (images, labels) = chain(6, 5, 3), batch()
+    bytes_ = (images * 50 + 100).clamp(0, 255).to(torch.uint8)
+    as_bytes, as_floats = (snip(model, batches=[(x, labels)]) for x in (bytes_, bytes_.float()))
+    assert all(torch.equal(as_bytes[name], as_floats[name]) for name in as_bytes)
+
+
+def pixels(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Of every pixel but those of class 255."""
+    return F.cross_entropy(outputs, labels, ignore_index=255)
+
+
+def following(outputs: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Every token from those before it."""
+    return F.cross_entropy(outputs[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
+
+
+class Speaker(Reader):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(self.block(self.embedding(x)), self.embedding.weight)
+
+
+def segmenter() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 4, 1))
+
+
+def scene() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    classes = torch.randint(4, (5, 8, 8), generator=generator)
+    classes[0, :2] = 255
+    return torch.randn(5, 3, 8, 8, generator=generator), classes
+
+
+OWN = {
+    "pixels": (segmenter, scene, pixels),
+    "tokens": (Speaker, lambda: (TOKENS, TOKENS), following),
+    "numbers": (lambda: chain(6, 5, 2), lambda: (batch()[0], batch(2)[0][:, :2]), F.mse_loss),
+    "one number": (lambda: chain(6, 5, 1), lambda: (batch()[0], batch()[0][:, :1]), F.l1_loss),
+    "several labels": (
+        lambda: chain(6, 5, 3),
+        lambda: (batch()[0], batch(3)[0] > 0),
+        lambda outputs, labels: F.binary_cross_entropy_with_logits(outputs, labels.double()),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", OWN)
+def test_a_loss_of_ones_own_reads_outputs_and_labels_of_any_shape(case):
+    build, data, loss = OWN[case]
+    model, (x, y) = build().double(), data()
+    given = x.double() if x.is_floating_point() else x
+    loss(model(given), y.double() if y.is_floating_point() else y).backward()
+    weights = prunable(model)
+    expected = {n: w.grad * w.detach() if w.grad is not None else torch.zeros_like(w) for n, w in weights.items()}
+    scores = loss_saliency(model, batches=[(x, y)], loss=loss)
+    for name, score in scores.items():
+        torch.testing.assert_close(score, expected[name])
+    for method in (snip, grasp):
+        masks = prune(model, functools.partial(method, loss=loss), 2, batches=[(x, y)])
+        assert masks.kept == masks.total - masks.total // 2
+
+
+@pytest.mark.parametrize(
+    ("loss", "labels", "sentence"),
+    [
+        ("supervised", scene()[1], "labels must be integers of shape"),
+        ("supervised", torch.zeros(5, dtype=torch.long), "pass a function .* as loss"),
+        ("uniform", None, "the loss uniform needs outputs of shape"),
+        (pixels, scene()[1][:4], r"labels must be of shape \[B, \.\.\.\]"),
+        (pixels, torch.tensor(3), r"labels must be of shape \[B, \.\.\.\]"),
+    ],
+)
+@pytest.mark.parametrize("method", [snip, grasp])
+def test_what_does_not_fit_the_loss_gives_one_sentence(method, loss, labels, sentence):
+    with pytest.raises(InputError, match=sentence):
+        method(segmenter(), batches=[(scene()[0], labels)], loss=loss)
