@@ -94,9 +94,10 @@ class Speed:
             raise InputError(f"CUDA graphs need a CUDA device, not {str(device)!r}: switch graphs off")
         return self
 
-    def memory_format(self) -> torch.memory_format:
-        """The memory order of four-dimensional tensors."""
-        return torch.channels_last if self.channels_last else torch.contiguous_format
+    def memory_format(self, *tensors: Tensor) -> torch.memory_format:
+        """The memory order for `tensors`, a batch or the parameters of a network; channels-last is one of images."""
+        images = {tensor.ndim for tensor in tensors} & {4, 5} == {4}
+        return torch.channels_last if self.channels_last and images else torch.contiguous_format
 
     def autocast(self, device: torch.device, dtype: torch.dtype) -> AbstractContextManager:
         """bfloat16 for the products of a float32 model; nothing for any other `dtype`, float64 above all."""

@@ -40,9 +40,22 @@ def test_autocast_is_for_float32_alone():
         assert (weight @ weight).dtype == torch.float32
 
 
+def test_channels_last_is_an_order_of_images_alone():
+    shapes = {1: (4,), 2: (4, 6), 3: (4, 2, 8), 4: (4, 2, 8, 8), 5: (4, 1, 4, 4, 4)}
+    tensors = {rank: torch.ones(shape) for rank, shape in shapes.items()}
+    for rank, tensor in tensors.items():
+        order = Speed(channels_last=True).memory_format(tensor)
+        assert (order is torch.channels_last) == (rank == 4)
+        tensor.to(memory_format=order)
+        assert Speed().memory_format(tensor) is torch.contiguous_format
+    assert Speed(channels_last=True).memory_format(*tensors.values()) is torch.contiguous_format  # 4 beside 5
+    assert Speed(channels_last=True).memory_format(tensors[1], tensors[4]) is torch.channels_last
+
+
 def test_auto_speed_is_one_that_trains_here():
     speed = Speed.auto(CPU)
-    convolution = torch.nn.Conv2d(3, 4, 3).to(memory_format=speed.memory_format())
+    convolution = torch.nn.Conv2d(3, 4, 3)
+    convolution.to(memory_format=speed.memory_format(*convolution.parameters()))
     with speed.autocast(CPU, torch.float32):
         convolution(torch.ones(2, 3, 8, 8)).sum().backward()
     assert convolution.weight.grad.isfinite().all()

@@ -17,7 +17,7 @@ from torch import nn
 
 from synflow_lib.errors import InputError
 from synflow_lib.paths import replacing, shown
-from synflow_lib.pruning.state import forward
+from synflow_lib.pruning.state import example_input, forward
 
 FORMATS = (".pt2", ".onnx")
 ONNX_LIMIT = 2**31  # bytes of one ONNX file, which is a protocol buffer
@@ -65,10 +65,9 @@ def export(model: nn.Module, path: str | Path, input_shape: Sequence[int]) -> Pa
 
 def _traced(model: nn.Module, input_shape: Sequence[int]) -> torch.export.ExportedProgram:
     name = type(model).__name__
-    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.get_default_dtype())
-    example = torch.zeros(2, *input_shape, dtype=dtype)  # of one, torch.export concludes that it is always one
     try:
         model = copy.deepcopy(model).cpu().eval()
+        example = example_input(model, 2, input_shape)  # of one, torch.export concludes that it is always one
         forward(model, {}, example)
         program = torch.export.export(model, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},), strict=False)
     except RuntimeError as error:

@@ -17,6 +17,7 @@ from synflow_lib.pruning import losses
 from synflow_lib.pruning.flow_network import FlowNetwork, holds
 from synflow_lib.pruning.state import (
     absolute_state,
+    as_input,
     example_shape,
     forward,
     masked_state,
@@ -53,17 +54,10 @@ def _checked(
         if not pair or not all(isinstance(t, Tensor) for t in (batch[:1] if unlabelled else batch)):
             raise InputError(f"batches must be a sequence of (images, labels) tensors, not of {type(batch).__name__}")
         images, labels = batch
-        checked.append((_inputs(model, images, like), None if unlabelled else _labels(labels, images, loss, like)))
+        checked.append((as_input(model, images, like), None if unlabelled else _labels(labels, images, loss, like)))
     if not checked:
         raise InputError(f"{method} got no batches: of a generator that was used before none is left, so pass a list")
     return checked
-
-
-def _inputs(model: nn.Module, images: Tensor, like: Tensor) -> Tensor:
-    """The images in the model's dtype; whole numbers stay such where the model has an embedding to look them up in."""
-    if not images.is_floating_point() and any(isinstance(m, nn.Embedding | nn.EmbeddingBag) for m in model.modules()):
-        return images.to(like.device).long()
-    return images.to(like)
 
 
 def _labels(labels: Tensor, images: Tensor, loss: losses.Loss, like: Tensor) -> Tensor:
@@ -106,8 +100,8 @@ def loss_saliency(
     absolute value is SNIP's. `loss` is a name in `LOSSES`, for outputs [B, classes] and labels [B], or a function
     (outputs, labels) -> scalar of your own, a mean over the batch, for outputs and labels [B, ...] of any kind; for one
     that reads no labels they may be None: batches=[(images, None), ...]. Images are given in the model's dtype, but
-    whole numbers as they are to a model with an embedding. `parameters` names what is scored (default: the prunable
-    weights). Raises InputError for missing or misshapen batches and an unknown loss.
+    tokens (int32, int64) as they are to a model with an embedding. `parameters` names what is scored (default: the
+    prunable weights). Raises InputError for missing or misshapen batches and an unknown loss.
     """
     loss = losses.resolve(loss)
     checked = _checked(model, batches, "this saliency", loss)

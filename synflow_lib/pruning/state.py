@@ -19,6 +19,7 @@ from synflow_lib.models.tracing import attributes_kept, eval_mode
 
 NORMALISATION = (BATCH_NORM, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.instancenorm._InstanceNorm)
 PROJECTIONS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")  # of attention, those it has
+TOKENS = (torch.int32, torch.int64)
 NAMED = 3  # of many layers, so many are named in a sentence
 
 
@@ -98,18 +99,55 @@ def example_shape(input_shape: Sequence[int]) -> tuple[int, ...]:
     return sizes
 
 
+def looks_up(model: nn.Module) -> bool:
+    """Whether `model` has an embedding, which takes whole numbers."""
+    return any(isinstance(module, nn.Embedding | nn.EmbeddingBag) for module in model.modules())
+
+
+def as_input(model: nn.Module, x: Tensor, like: Tensor) -> Tensor:
+    """`x` on the device and in the dtype of `like`; tokens (int32, int64) stay such for a model that looks them up."""
+    return x.to(like.device) if x.dtype in TOKENS and looks_up(model) else x.to(like)
+
+
+def example_input(model: nn.Module, number: int, input_shape: Sequence[int]) -> Tensor:
+    """Zeros [number, *input_shape] such as `model` takes: in its dtype, or tokens where an embedding refuses those.
+
+    Raises InputError where it takes neither.
+    """
+    weight = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
+    zeros = torch.zeros(number, *example_shape(input_shape), dtype=weight.dtype, device=weight.device)
+    try:
+        _called(model, {}, zeros)
+    except InputError:
+        if not looks_up(model):
+            raise
+        zeros = zeros.long()
+        _called(model, {}, zeros)
+    return zeros
+
+
+def _called(model: nn.Module, state: dict[str, Tensor], x: Tensor) -> object:
+    """What `model` gives for `x` with `state`; raises InputError where it cannot take that."""
+    try:
+        return functional_call(model, state, (x,))
+    except (RuntimeError, ValueError, AssertionError, IndexError, TypeError) as error:
+        if "out of memory" in str(error):
+            raise
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if x.is_floating_point() and looks_up(model) and "indices" in reason:
+            reason = (
+                "its embedding looks up whole numbers (int64); what needs an input of ones, as synflow does, can be "
+                "asked of the part behind it"
+            )
+        raise InputError(f"{type(model).__name__} cannot take an input of shape {tuple(x.shape)}: {reason}") from error
+
+
 def forward(model: nn.Module, state: dict[str, Tensor], x: Tensor) -> Tensor:
     """Return the output of `model` for `x` with `state` in place of its own parameters and buffers.
 
     Raises InputError where the model cannot take an input of that shape, or gives something else than a tensor.
     """
-    try:
-        output = functional_call(model, state, (x,))
-    except (RuntimeError, ValueError, AssertionError, IndexError, TypeError) as error:
-        if "out of memory" in str(error):
-            raise
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"{type(model).__name__} cannot take an input of shape {tuple(x.shape)}: {reason}") from error
+    output = _called(model, state, x)
     if not isinstance(output, Tensor):
         raise InputError(f"{type(model).__name__} must return one tensor to be scored, not {type(output).__name__}")
     return output

@@ -28,7 +28,7 @@ from synflow_lib import devices
 from synflow_lib.devices import Speed
 from synflow_lib.errors import InputError
 from synflow_lib.pruning.masks import Masks, check_masks
-from synflow_lib.pruning.saliency import prunable
+from synflow_lib.pruning.state import as_input, example_input, prunable
 from synflow_lib.training.optim import mask_gradients, sgd
 from synflow_lib.training.recipes import Recipe
 from synflow_lib.training.train import logits
@@ -52,10 +52,10 @@ def costs(
     of one example, see `flops`; `inference_bytes` and `training_bytes`, the peak of all tensors alive at once:
     parameters, batch, activations and, in training, gradients, momentum and masks; `inference_seconds` and
     `step_seconds` for the whole batch, the fastest of `repeats` turns. A step is forward, backward, the masks on the
-    gradients and SGD with momentum. `images` [B, C, H, W] are normalised, `labels` [B]; `speed` is
-    `Speed.auto(device)` unless given. The modules themselves are not changed, nor are the random states. Raises
-    InputError for a batch of fewer than two images (BatchNorm needs two), without networks or repeats, and for masks
-    of another model.
+    gradients and SGD with momentum. `images` [B, C, H, W] are normalised (or what else the networks take, tokens too),
+    `labels` [B]; `speed` is `Speed.auto(device)` unless given. The modules themselves are not changed, nor are the
+    random states. Raises InputError for a batch of fewer than two images (BatchNorm needs two), without networks or
+    repeats, and for masks of another model.
     """
     if not networks or repeats < 1:
         raise InputError(f"costs need at least one network and one repeat, not {len(networks)} and {repeats}")
@@ -66,7 +66,7 @@ def costs(
             check_masks(model, masks)
     device = devices.resolve(device)
     speed = speed or Speed.auto(device)
-    batch = images.to(device, memory_format=speed.memory_format()), labels.to(device)
+    batch = images.to(device, memory_format=speed.memory_format(images)), labels.to(device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):  # dropout draws
         runners = [_Runner(model, masks, batch, speed) for model, masks in networks.values()]
         rows = [runner.counts() | runner.memory() for runner in runners]
@@ -82,7 +82,7 @@ def flops(model: nn.Module, input_shape: Iterable[int], masks: Mapping[str, Tens
     Counted are convolutions and matrix products (`torch.utils.flop_counter`), attention's too, not biases, BatchNorm
     and activations. With `masks`, those of kept weights alone: what sparse kernels without overhead would do, and none
     does. Each weight of a layer is used equally often, so a layer counts in proportion to its density. Raises
-    InputError for masks of another model.
+    InputError for masks of another model, and for a shape that the model cannot take.
     """
     if masks is not None:
         check_masks(model, masks)
@@ -91,9 +91,9 @@ def flops(model: nn.Module, input_shape: Iterable[int], masks: Mapping[str, Tens
 
 def _flops(model: nn.Module, input_shape: Iterable[int], masks: Mapping[str, Tensor] | None) -> tuple[int, int]:
     """All of them, and those of kept weights."""
-    weight = next(model.parameters())
-    example = torch.zeros(1, *input_shape, dtype=weight.dtype, device=weight.device)
     copied = copy.deepcopy(model).eval()
+    with torch.no_grad():
+        example = example_input(copied, 1, input_shape)
     with torch.no_grad(), _plain_attention(copied) as projections, FlopCounterMode(display=False) as counter:
         copied(example)
     total = kept = counter.get_total_flops()
@@ -173,8 +173,10 @@ class _Runner:
     def __init__(
         self, model: nn.Module, masks: Mapping[str, Tensor] | None, batch: tuple[Tensor, Tensor], speed: Speed
     ):
-        self.images, self.labels = batch
-        self.model = copy.deepcopy(model).to(self.images.device, memory_format=speed.memory_format())
+        images, self.labels = batch
+        order = speed.memory_format(*model.parameters())
+        self.model = copy.deepcopy(model).to(images.device, memory_format=order)
+        self.images = as_input(self.model, images, next(self.model.parameters()))
         self.masks = masks and Masks(masks).to(self.images.device)
         self.speed, self.dtype = speed, next(model.parameters()).dtype
 

@@ -83,7 +83,7 @@ def train(
     device = devices.resolve(device)
     speed = (speed or Speed.auto(device)).require(device)
     dtype = next(model.parameters()).dtype
-    dataset, model = dataset.to(device), model.to(device, memory_format=speed.memory_format())
+    dataset, model = dataset.to(device), model.to(device, memory_format=speed.memory_format(*model.parameters()))
     if masks is not None:
         apply_masks(model, masks)
     optimiser, zero_pruned = sgd(model, recipe, speed), mask_gradients(model, masks)
@@ -153,9 +153,10 @@ def shown(
 
 
 def logits(model: Callable[[Tensor], Tensor], images: Tensor, speed: Speed, dtype: torch.dtype) -> Tensor:
-    """The model's output [B, classes] for normalised images [B, C, H, W], in the model's own `dtype`."""
+    """The model's output [B, classes] for normalised images [B, C, H, W] (or tokens), in the model's own `dtype`."""
+    kind = dtype if images.is_floating_point() else images.dtype
     with speed.autocast(images.device, dtype):
-        return model(images.to(dtype, memory_format=speed.memory_format())).to(dtype)
+        return model(images.to(kind, memory_format=speed.memory_format(images))).to(dtype)
 
 
 @torch.no_grad()

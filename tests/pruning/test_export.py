@@ -67,6 +67,25 @@ def test_pt2_keeps_the_dtype_of_the_weights():
     torch.testing.assert_close(run(path, images), model.eval()(images).detach(), rtol=1e-12, atol=1e-12)
 
 
+class Reader(nn.Module):
+    """Texts of any length, as tokens."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(7, 4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.head(self.embedding(x).mean(1))
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_a_network_that_reads_tokens_takes_tokens_from_the_file(suffix):
+    model = Reader()
+    path = sf.export(model, f"reader{suffix}", (5,))
+    tokens = torch.arange(15).reshape(3, 5) % 7
+    torch.testing.assert_close(run(path, tokens), model(tokens).detach())
+
+
 def test_the_model_keeps_its_mode_and_its_values():
     model = after_training(conv_chain())
     model[1].eval()

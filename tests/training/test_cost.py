@@ -235,3 +235,43 @@ def test_the_callers_random_state_is_left_alone():
     before = torch.get_rng_state()
     measured(model=(model, None))
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def chain1d():
+    return nn.Sequential(nn.Conv1d(2, 4, 3), nn.BatchNorm1d(4), nn.ReLU(), nn.Flatten(), nn.Linear(24, 3))
+
+
+def chain3d():
+    return nn.Sequential(nn.Conv3d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(32, 3))
+
+
+class Reader(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(7, 4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.head(self.embedding(x).mean(1))
+
+
+OTHER = {
+    "numbers": (lambda: nn.Linear(6, 3), torch.ones(4, 6), 6 * 3),
+    "series": (chain1d, torch.ones(4, 2, 8), 2 * 4 * 3 * 6 + 24 * 3),
+    "volumes": (chain3d, torch.ones(4, 1, 4, 4, 4), 4 * 27 * 8 + 32 * 3),
+    "tokens": (Reader, torch.ones(4, 5, dtype=torch.long), 4 * 3),
+}
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("case", OTHER)
+def test_networks_of_other_inputs_than_images_cost_what_they_do(case, channels_last):
+    build, x, products = OTHER[case]
+    options = {"repeats": 1, "device": "cpu", "speed": Speed(channels_last=channels_last)}
+    row = costs({"own": (build(), None)}, x, torch.arange(4) % 3, **options).loc["own"]
+    assert row["flops"] == 2 * products == flops(build(), x.shape[1:]) and row["step_seconds"] > 0
+
+
+def test_a_shape_that_the_model_cannot_take_gives_one_sentence():
+    for build, shape in ((conv_chain, (4, 8, 8)), (chain1d, (2, 9))):
+        with pytest.raises(InputError, match=r"cannot take an input of shape \(1,"):
+            flops(build(), shape)
