@@ -75,3 +75,14 @@ def batches(sizes: tuple[int, ...] = (7, 5), classes: int = CLASSES, shape: tupl
 def everything(model: nn.Module) -> list[str]:
     """The names of all parameters, biases and BatchNorm too."""
     return [name for name, _ in model.named_parameters()]
+
+
+class Reader(nn.Module):
+    """Classifies texts of any length: tokens [B, T] looked up, their mean. No part of NETWORKS, which read images."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(7, 4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.head(self.embedding(x).mean(1))

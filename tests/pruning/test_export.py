@@ -10,7 +10,7 @@ import onnxruntime
 import pytest
 import torch
 from torch import nn
-from toys import NETWORKS, SHAPE, batches, conv_chain
+from toys import NETWORKS, SHAPE, Reader, batches, conv_chain
 
 import synflow_lib as sf
 from synflow_lib.errors import InputError
@@ -65,17 +65,6 @@ def test_pt2_keeps_the_dtype_of_the_weights():
     path = sf.export(model, "double.pt2", SHAPE)
     ((images, _),) = batches((3,))
     torch.testing.assert_close(run(path, images), model.eval()(images).detach(), rtol=1e-12, atol=1e-12)
-
-
-class Reader(nn.Module):
-    """Texts of any length, as tokens."""
-
-    def __init__(self):
-        super().__init__()
-        self.embedding, self.head = nn.Embedding(7, 4), nn.Linear(4, 3)
-
-    def forward(self, x):
-        return self.head(self.embedding(x).mean(1))
 
 
 @pytest.mark.parametrize("suffix", FORMATS)

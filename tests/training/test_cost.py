@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
-from toys import CLASSES, NETWORKS, SHAPE, batches, conv_chain, mlp
+from toys import CLASSES, NETWORKS, SHAPE, Reader, batches, conv_chain, mlp
 
 from synflow_lib.devices import Speed
 from synflow_lib.errors import InputError
@@ -243,15 +243,6 @@ def chain1d():
 
 def chain3d():
     return nn.Sequential(nn.Conv3d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(32, 3))
-
-
-class Reader(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.embedding, self.head = nn.Embedding(7, 4), nn.Linear(4, 3)
-
-    def forward(self, x):
-        return self.head(self.embedding(x).mean(1))
 
 
 OTHER = {
