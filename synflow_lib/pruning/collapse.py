@@ -31,7 +31,7 @@ from synflow_lib.pruning.saliency import (
 )
 from synflow_lib.pruning.schedule import SCHEDULES
 from synflow_lib.pruning.select import PIECE
-from synflow_lib.pruning.state import NORMALISATION, batch_norms
+from synflow_lib.pruning.state import NORMALISATION, batch_norms, embeddings, looks_up
 
 NORMALISES = (*NORMALISATION, nn.LocalResponseNorm)
 CRITERIA = ("layer", "signal")
@@ -44,8 +44,9 @@ def connected(model: nn.Module, masks: Mapping[str, Tensor], input_shape: Sequen
     followed forwards from 0 and 1 to 0 and 1. Of any other a path is taken to exist where the output, with positive
     random numbers for the weights that are kept, has a gradient with respect to a positive input; residual sums,
     concatenations and shortcuts need no special case, and the output of each layer is divided by its largest value,
-    so depth does not overflow. Raises InputError for masks of another model, an input shape that the model cannot
-    take, and a network that no path can be found through even with all of its weights.
+    so depth does not overflow. Of a network that reads tokens a path begins at an embedding. Raises InputError for
+    masks of another model, an input shape that the model cannot take, and a network that no path can be found through
+    even with all of its weights.
     """
     masks = Masks(masks)
     check_masks(model, masks)
@@ -80,10 +81,26 @@ def _leads_through(model: nn.Module, masks: Mapping[str, Tensor], input_shape: S
         else:
             state[name] = state[name].abs()
     x = positive(1, *input_shape).requires_grad_()
+    begins = [x]
     with _path_counting(model), scoring_mode(model, False), torch.enable_grad():
+        if _reads_tokens(model, state, x):  # two of them, for one may be the padding, which has no gradient
+            x = (torch.arange(x.numel(), device=device) % 2).reshape(x.shape)
+            begins = [state[name].requires_grad_() for name in embeddings(model)]
         output = forward(model, state, x)
-        (gradient,) = torch.autograd.grad((output * positive(*output.shape)).sum(), x, **UNUSED)
-    return bool((gradient != 0).any())
+        if not output.requires_grad:
+            return False
+        gradients = torch.autograd.grad((output * positive(*output.shape)).sum(), begins, **UNUSED)
+    return any(bool((gradient != 0).any()) for gradient in gradients)
+
+
+def _reads_tokens(model: nn.Module, state: dict[str, Tensor], numbers: Tensor) -> bool:
+    """Whether the model looks its input up: it refuses numbers, or what it makes of them has no gradient."""
+    if not looks_up(model):
+        return False
+    try:
+        return not forward(model, state, numbers).requires_grad
+    except InputError:
+        return True
 
 
 class _path_counting:

@@ -99,6 +99,12 @@ def example_shape(input_shape: Sequence[int]) -> tuple[int, ...]:
     return sizes
 
 
+def embeddings(model: nn.Module) -> list[str]:
+    """The parameters whose rows are looked up, by whole numbers, as `named_parameters` calls them."""
+    tables = {m._parameters.get("weight") for m in model.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag)}
+    return [name for name, parameter in model.named_parameters() if parameter in tables]
+
+
 def looks_up(model: nn.Module) -> bool:
     """Whether `model` has an embedding, which takes whole numbers."""
     return any(isinstance(module, nn.Embedding | nn.EmbeddingBag) for module in model.modules())

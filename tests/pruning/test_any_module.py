@@ -369,6 +369,46 @@ def test_tokens_stay_whole_numbers(build, kind):
     assert masks.kept == masks.total - int(masks.total * (1 - 1 / 3))
 
 
+def test_a_path_through_a_network_that_reads_tokens_begins_at_its_embedding():
+    for build in (Reader, Bag):
+        model = build()
+        weights, buffers = copy.deepcopy(model.state_dict()), model.training
+        masks = dict(prune(model, "magnitude", 3))
+        assert connected(model, masks, (5,))
+        masks["head.weight"] = torch.zeros_like(masks["head.weight"])
+        assert not connected(model, masks, (5,))
+        assert all(torch.equal(weights[n], t) for n, t in model.state_dict().items()) and model.training == buffers
+    tied = Tied()
+    masks = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in prunable(tied).items()}
+    assert connected(tied, masks, (5,))
+    assert not connected(tied, masks | {"inner.weight": torch.zeros(4, 4, dtype=torch.bool)}, (5,))
+
+
+def test_the_padding_has_no_gradient_and_the_other_tokens_have():
+    model = nn.Sequential(nn.Embedding(3, 4, padding_idx=1), nn.Flatten(), nn.Linear(20, 2))
+    masks = {"2.weight": torch.zeros(2, 20, dtype=torch.bool)}
+    masks["2.weight"][0, 4:8] = True  # reads the second token alone: the padding
+    assert not connected(model, masks, (5,))
+    masks["2.weight"][0, 8] = True
+    assert connected(model, masks, (5,))
+
+
+class Rounded(nn.Module):
+    """Its output has no gradient."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(x).argmax(1, keepdim=True).double()
+
+
+def test_a_network_without_gradients_has_no_path_to_be_found():
+    with pytest.raises(InputError, match="no path leads through Rounded even with all"):
+        connected(Rounded(), {"head.weight": torch.ones(3, 6, dtype=torch.bool)}, (6,))
+
+
 class Placed(nn.Module):
     """Adds an embedding of the place to each number, so it has one and takes no tokens."""
 
