@@ -116,23 +116,18 @@ def as_input(model: nn.Module, x: Tensor, like: Tensor) -> Tensor:
 
 
 def example_input(model: nn.Module, number: int, input_shape: Sequence[int]) -> Tensor:
-    """Zeros [number, *input_shape] such as `model` takes: in its dtype, or tokens where an embedding refuses those.
-
-    Raises InputError where it takes neither.
-    """
+    """Zeros [number, *input_shape] such as `model` takes: in its dtype, or tokens where an embedding refuses those."""
     weight = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
     zeros = torch.zeros(number, *example_shape(input_shape), dtype=weight.dtype, device=weight.device)
-    try:
-        _called(model, {}, zeros)
-    except InputError:
-        if not looks_up(model):
-            raise
-        zeros = zeros.long()
-        _called(model, {}, zeros)
+    if looks_up(model):  # only then is it worth a run
+        try:
+            called(model, {}, zeros)
+        except InputError:
+            return zeros.long()
     return zeros
 
 
-def _called(model: nn.Module, state: dict[str, Tensor], x: Tensor) -> object:
+def called(model: nn.Module, state: dict[str, Tensor], x: Tensor) -> object:
     """What `model` gives for `x` with `state`; raises InputError where it cannot take that."""
     try:
         return functional_call(model, state, (x,))
@@ -153,7 +148,7 @@ def forward(model: nn.Module, state: dict[str, Tensor], x: Tensor) -> Tensor:
 
     Raises InputError where the model cannot take an input of that shape, or gives something else than a tensor.
     """
-    output = _called(model, state, x)
+    output = called(model, state, x)
     if not isinstance(output, Tensor):
         raise InputError(f"{type(model).__name__} must return one tensor to be scored, not {type(output).__name__}")
     return output

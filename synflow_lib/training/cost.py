@@ -28,7 +28,7 @@ from synflow_lib import devices
 from synflow_lib.devices import Speed
 from synflow_lib.errors import InputError
 from synflow_lib.pruning.masks import Masks, check_masks
-from synflow_lib.pruning.state import as_input, example_input, prunable
+from synflow_lib.pruning.state import as_input, called, example_input, prunable
 from synflow_lib.training.optim import mask_gradients, sgd
 from synflow_lib.training.recipes import Recipe
 from synflow_lib.training.train import logits
@@ -95,7 +95,7 @@ def _flops(model: nn.Module, input_shape: Iterable[int], masks: Mapping[str, Ten
     with torch.no_grad():
         example = example_input(copied, 1, input_shape)
     with torch.no_grad(), _plain_attention(copied) as projections, FlopCounterMode(display=False) as counter:
-        copied(example)
+        called(copied, {}, example)
     total = kept = counter.get_total_flops()
     by_module = {name: sum(operators.values()) for name, operators in counter.get_flop_counts().items()}
     for name, mask in (masks or {}).items():

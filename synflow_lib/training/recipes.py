@@ -161,8 +161,10 @@ def fast(dataset: str, model: str) -> Recipe:
     below the authors' best of 160 epochs. The five pruners come in the authors' order at 10 and 100; at 1,000 SNIP and
     GraSP change places (one seed), whose spreads overlap in the authors' runs. Smoothed labels (0.1) end at the same
     85.5 % at 100 and, in one run on a CPU (data/results/cifar10_vgg11_fast_cpu.csv), at 89.7 % at 10, where `fast` has
-    89.6 there; with a weight decay of 5e-4 besides, at 84.8 % at 100, where `fast` has 85.2. This prints it all:
-        synflow results --compare --panels cifar10_vgg11 --recipe fast fast:label_smoothing=0.1
+    89.6 there; with a weight decay of 5e-4 besides, at 84.8 % at 100, where `fast` has 85.2. This prints it all, but
+    for the two of `fast` on a CPU, which are in that file:
+        synflow results --compare --panels cifar10_vgg11 --recipe fast fast:label_smoothing=0.1 \\
+            fast:weight_decay=0.0005,label_smoothing=0.1
     The rest is `page`.
     """
     if dataset == "digits":
