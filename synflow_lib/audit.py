@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from synflow_lib.benchmark import published, results
+from synflow_lib.benchmark.grid import PUBLISHED_PRUNERS
 from synflow_lib.data import DATASETS
 from synflow_lib.errors import lookup
 from synflow_lib.theory import conservation
@@ -201,7 +202,7 @@ def _ranges(cells: pd.MultiIndex) -> pd.Series:
 def _means() -> pd.DataFrame:
     """Figure 6 by dataset, model and log10_compression: the mean of three runs, a column per pruner."""
     cells = ["dataset", "model", "log10_compression", "pruner"]
-    return published.accuracy().groupby(cells)["top1_accuracy"].mean().unstack()
+    return published.accuracy().groupby(cells)["top1_accuracy"].mean().unstack()[[*PUBLISHED_PRUNERS]]
 
 
 def _slopes(scores: pd.DataFrame, by: list[str], column: str) -> pd.DataFrame:

@@ -20,6 +20,7 @@ from synflow_lib.models.tracing import attributes_kept, eval_mode
 NORMALISATION = (BATCH_NORM, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.instancenorm._InstanceNorm)
 PROJECTIONS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")  # of attention, those it has
 TOKENS = (torch.int32, torch.int64)
+EMBEDDING = (nn.Embedding, nn.EmbeddingBag)
 NAMED = 3  # of many layers, so many are named in a sentence
 
 
@@ -101,13 +102,13 @@ def example_shape(input_shape: Sequence[int]) -> tuple[int, ...]:
 
 def embeddings(model: nn.Module) -> list[str]:
     """The parameters whose rows are looked up, by whole numbers, as `named_parameters` calls them."""
-    tables = {m._parameters.get("weight") for m in model.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag)}
+    tables = {m._parameters.get("weight") for m in model.modules() if isinstance(m, EMBEDDING)}
     return [name for name, parameter in model.named_parameters() if parameter in tables]
 
 
 def looks_up(model: nn.Module) -> bool:
     """Whether `model` has an embedding, which takes whole numbers."""
-    return any(isinstance(module, nn.Embedding | nn.EmbeddingBag) for module in model.modules())
+    return any(isinstance(module, EMBEDDING) for module in model.modules())
 
 
 def as_input(model: nn.Module, x: Tensor, like: Tensor) -> Tensor:
