@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from synflow_lib.errors import InputError
-from synflow_lib.models.tracing import eval_mode, operations, reads_only, trace
+from synflow_lib.models.tracing import eval_mode, hooked, operations, reads_only, trace
 
 
 class Unreadable(nn.Module):
@@ -80,15 +80,18 @@ READ = {
     "a sum": (lambda m, x: x + m.first(x), 2, True),
     "a sum with a factor": (lambda m, x: torch.add(x, m.first(x), alpha=2), 2, False),
     "another tensor among the rest": (lambda m, x: torch.clamp(x, 0, x), 1, False),
+    "tensors in a list": (lambda m, x: torch.cat([x, m.first(x)]), 2, False),
+    "one tensor of two": (lambda m, x: torch.relu(x), 2, False),
+    "a layer that is told a size": (lambda m, x: m.other(x, [4]), 1, False),
 }
 
 
 class Written(nn.Module):
-    """A layer and code that is given."""
+    """Two layers and code that is given."""
 
     def __init__(self, code):
         super().__init__()
-        self.first, self.code = nn.Linear(3, 3), code
+        self.first, self.other, self.code = nn.Linear(3, 3), nn.ConvTranspose1d(3, 3, 2), code
 
     def forward(self, x):
         return self.code(self, x)
@@ -99,3 +102,14 @@ def test_what_else_an_operation_reads_is_noticed(case):
     code, number, alone = READ[case]
     *_, last, _ = trace(Written(code)).nodes
     assert reads_only(last, number) == alone
+
+
+@pytest.mark.parametrize("kind", ["register_forward_hook", "register_forward_pre_hook"])
+def test_modules_with_a_hook_are_named(kind):
+    model = nn.Sequential(nn.Linear(3, 3), nn.Sequential(nn.ReLU()))
+    assert hooked(model) == []
+    handles = [getattr(module, kind)(lambda *_: None) for module in (model, model[1][0])]
+    assert hooked(model) == ["Sequential", "1.0"]
+    for handle in handles:
+        handle.remove()
+    assert hooked(model) == []

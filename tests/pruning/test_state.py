@@ -12,7 +12,15 @@ from toys import SHAPE, conv_chain
 
 from synflow_lib.errors import InputError
 from synflow_lib.pruning import prunable, prune, synflow
-from synflow_lib.pruning.state import absolute_state, forward, masked_state, scoring_mode, warn_zero_scales, zero_scales
+from synflow_lib.pruning.state import (
+    absolute_state,
+    example_input,
+    forward,
+    masked_state,
+    scoring_mode,
+    warn_zero_scales,
+    zero_scales,
+)
 
 IMAGES = (3, 64, 64)  # smaller ones leave corners of the last 3x3 kernels unread
 
@@ -82,6 +90,19 @@ def test_a_masked_state_is_a_copy_in_the_type_asked_for():
     assert state["4.weight"].dtype == torch.float64 and state["1.num_batches_tracked"].dtype == torch.int64
     own = {tensor.data_ptr() for tensor in model.state_dict().values()}
     assert own.isdisjoint(tensor.data_ptr() for tensor in masked_state(model, None).values())
+
+
+@pytest.mark.parametrize("model, shape, dtype, runs", [
+    (nn.Linear(5, 2), (5,), torch.float32, 0),
+    (nn.Linear(5, 2).double(), (5,), torch.float64, 0),
+    (nn.Sequential(nn.Embedding(3, 4), nn.Linear(4, 2)), (5,), torch.int64, 1),
+])  # fmt: skip
+def test_an_example_is_what_the_model_takes_and_a_model_without_embedding_is_not_run(model, shape, dtype, runs):
+    run = []
+    model.register_forward_pre_hook(lambda module, inputs: run.append(module))
+    example = example_input(model, 2, shape)
+    assert (example.shape, example.dtype, len(run)) == ((2, *shape), dtype, runs)
+    model(example)
 
 
 def test_zero_scales_are_those_without_any_channel():
