@@ -91,6 +91,7 @@ WRONG = [
     {"momentum": 1.0},
     {"momentum": 0.0},
     {"label_smoothing": -0.1},
+    {"label_smoothing": 1.0},
     {"crop": -1},
     {"max_steps": 0},
     {"uncropped": -1},
@@ -106,6 +107,23 @@ def test_impossible_values_are_refused(wrong):
     values = {"name": "mine", "epochs": 10, "batch_size": 64, "lr": 0.1, "weight_decay": 0.0, "source": "test"}
     with pytest.raises(InputError):
         Recipe(**{**values, **wrong})
+
+
+@pytest.mark.parametrize("least", [
+    {"epochs": 0},
+    {"batch_size": 1},
+    {"lr": 0.0},
+    {"momentum": 0.0, "nesterov": False},
+    {"crop": 0},
+    {"max_steps": 1},
+    {"uncropped": 10},
+    {"updates": (("*", 1),)},
+    {"schedule": "one-cycle", "warm_up": 10},
+])  # fmt: skip
+def test_the_last_value_that_makes_sense_is_taken(least):
+    values = {"name": "mine", "epochs": 10, "batch_size": 64, "lr": 0.1, "weight_decay": 0.0, "source": "test"}
+    made = Recipe(**{**values, **least})
+    assert {name: getattr(made, name) for name in least} == least
 
 
 def test_a_name_may_change_values():
