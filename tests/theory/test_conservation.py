@@ -1,5 +1,6 @@
 """The theorems of the paper, in double precision: where they hold they hold to rounding, elsewhere they fail."""
 
+import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -127,6 +128,8 @@ def test_layer_totals_are_equal_with_the_biases_of_all_later_layers_and_only_so(
     )
     assert table["cut"].to_numpy() == pytest.approx([expected] * 4, rel=1e-12)
     assert table["naive"].max() / table["naive"].min() > 1.01
+    own = table["naive"] - table["weights"]  # each layer's own biases, which together are all that the first cut has
+    assert (own > 0).all() and own.sum() == pytest.approx(table["cut"][0] - table["weights"][0], rel=1e-12)
     assert table["size"].tolist() == [weight.numel() for weight in prunable(model).values()]
 
 
@@ -137,8 +140,23 @@ def test_a_layer_of_a_residual_network_is_no_cut():
 
 def test_the_mean_score_of_a_layer_is_inversely_proportional_to_its_size():
     model = mlp(bias=False)
-    means = [float(score.mean()) * score.numel() for score in synflow(model, input_shape=SHAPE).values()]
-    assert max(means) == pytest.approx(min(means), rel=1e-12)
+    scores = synflow(model, input_shape=SHAPE)
+    means, total = conservation.layer_means(scores), float(next(iter(scores.values())).sum())
+    assert (means["average_score"] / means["inverse_size"]).to_numpy() == pytest.approx([total] * 4)
+    assert conservation.slope(means) == pytest.approx(1, abs=1e-12)
+    assert means["layer"].tolist() == [name.removesuffix(".weight") for name in prunable(model)]
+    assert (1 / means["inverse_size"]).round().tolist() == [weight.numel() for weight in prunable(model).values()]
+    assert abs(conservation.slope(conservation.layer_means(magnitude(model))) - 1) > 0.1
+
+
+def test_a_slope_is_the_exponent_of_a_power_law_and_layers_without_a_logarithm_are_left_out():
+    sizes = pd.Series([1e-1, 1e-2, 1e-3, 1e-4])
+    table = pd.DataFrame({"inverse_size": sizes, "average_score": 3 * sizes**0.4})
+    assert conservation.slope(table) == pytest.approx(0.4, rel=1e-12)
+    table.loc[[1, 2], "average_score"] = [0.0, -1.0]
+    assert conservation.slope(table) == pytest.approx(0.4, rel=1e-12)
+    with pytest.raises(InputError, match="at least two layers"):
+        conservation.slope(table.head(3))
 
 
 def test_a_missing_weight_gives_one_sentence():
@@ -147,15 +165,11 @@ def test_a_missing_weight_gives_one_sentence():
 
 
 def test_relative_error_is_zero_where_nothing_flows():
-    import pandas as pd
-
     error = conservation.relative_error(pd.Series([0.0, 1.0, -2.0]), pd.Series([0.0, 2.0, -2.0]))
     assert error.tolist() == [0.0, 0.5, 0.0]
 
 
 def test_violation_is_the_largest_difference_over_the_largest_flow_in():
-    import pandas as pd
-
     units = pd.DataFrame({"into": [-4.0, 1.0], "difference": [0.5, -2.0]})
     assert conservation.violation(units) == 0.5
     table = conservation.neurons(mlp(), magnitude(mlp(), parameters=everything(mlp())), SHAPE)
