@@ -1,11 +1,12 @@
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 import torch
 
 from synflow_lib.benchmark import Run, grid, published_grid
 from synflow_lib.benchmark import measurement as measurement_module
-from synflow_lib.benchmark.estimate import estimate, parallel, report
+from synflow_lib.benchmark.estimate import COLUMNS, estimate, parallel, report
 from synflow_lib.benchmark.measurement import Sample
 from synflow_lib.training import History, recipe
 
@@ -102,6 +103,39 @@ def test_records_on_this_kind_of_device_count_instead(measured, record):
     assert row["hours"] * 3600 == pytest.approx(110.0)  # the median, of the same pruner and compression
     (higher,) = estimate([replace(FULL, log10_compression=2.0)], "cpu").to_dict("records")
     assert higher["hours"] * 3600 == pytest.approx(EPOCHS * 7.0 + 9.0)
+
+
+def test_a_recorded_dense_network_counts_for_every_pruner_and_its_epoch_is_shown(measured, record):
+    record(
+        replace(FULL, log10_compression=0.0, seed=1), **HERE, epoch_seconds=8.0, train_seconds=50.0, prune_seconds=1.0
+    )
+    record(replace(FULL, seed=1), **HERE, epoch_seconds=6.0, train_seconds=40.0, prune_seconds=9.0)
+    (row,) = estimate([replace(FULL, pruner="snip", log10_compression=0.0), FULL], "cpu").to_dict("records")
+    assert row["hours"] * 3600 == pytest.approx(51.0 + 49.0)
+    assert (row["source"], row["epoch_seconds"]) == ("records", 8.0) and measured == []
+
+
+def test_records_from_before_epochs_were_timed_have_their_mean(measured, record):
+    curve = [{"epoch": epoch} for epoch in (0, 10, 20)]
+    record(replace(FULL, seed=1), **HERE, curve=curve, train_seconds=100.0, prune_seconds=9.0)
+    (row,) = estimate([replace(FULL, log10_compression=2.0)], "cpu").to_dict("records")
+    assert row["epoch_seconds"] == 5.0 and row["hours"] * 3600 == pytest.approx(EPOCHS * 5.0 + 9.0)
+
+
+def test_the_report_says_whose_hours_they_are_and_whether_they_are_a_bound():
+    rows = [
+        ["cifar10", "vgg11", 1.0, "fast", 3, 2, 12.345, 150.4, "measured"],
+        ["digits", "mlp", 0.25, "smoke", 1, 0, float("nan"), 0.0, "nothing to do"],
+    ]
+    said = report(pd.DataFrame(rows, columns=COLUMNS), "cpu", workers=4).splitlines()
+    assert [line.split() for line in said[1:3]] == [
+        ["vgg11", "on", "cifar10", "fast", "3", "2", "12.3", "150", "measured"],
+        ["mlp", "x", "0.25", "on", "digits", "smoke", "1", "0", "-", "0", "nothing", "to", "do"],
+    ]
+    assert said[4:6] == ["4 runs to do, 2 trainings, 150 core-hours on CPU", "37.6 hours by the clock on 4 cores"]
+    assert said[6].startswith("an upper bound")
+    rows[0][-1] = "records"
+    assert "upper bound" not in report(pd.DataFrame(rows, columns=COLUMNS), "cpu", workers=4)
 
 
 def test_records_of_runs_that_shared_a_gpu_count_for_their_share(measured, record):

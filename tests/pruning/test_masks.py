@@ -121,6 +121,34 @@ def test_masks_go_to_torch_prune_and_back(network):
     assert same(Masks.from_torch_prune(model), masks)
 
 
+def test_only_masks_of_weights_are_read_from_torch_prune():
+    model = mlp()
+    masks = prune(model, "random", 3)
+    masks.to_torch_prune(model)
+    torch.nn.utils.prune.random_unstructured(model[1], "bias", 0.5)
+    model.register_buffer("causal_mask", torch.ones(2, 2))
+    model[1].register_buffer("weight_of_a_mask", torch.ones(2, 2))
+    assert same(Masks.from_torch_prune(model), masks)
+
+
+def test_a_weight_that_modules_share_is_not_given_to_torch_prune():
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+    model[2].weight = model[0].weight
+    with pytest.raises(InputError, match=r"'0\.weight' is shared by modules"):
+        prune(model, "random", 2).to_torch_prune(model)
+    assert not list(model.named_buffers())
+
+
+@pytest.mark.parametrize("change, sentence", [
+    (lambda masks: {**masks, "9.weight": torch.ones(2, 2)}, "'9.weight' is not in the model"),
+    (lambda masks: dict(list(masks.items())[1:]), "'1.weight' is not in the masks"),
+])  # fmt: skip
+def test_where_masks_and_model_differ_is_said(change, sentence):
+    model = mlp()
+    with pytest.raises(InputError, match=sentence):
+        apply_masks(model, Masks(change(prune(model, "random", 2))))
+
+
 def test_a_model_without_torch_masks_gives_one_sentence():
     with pytest.raises(InputError, match="carries no masks"):
         Masks.from_torch_prune(nn.Sequential(mlp()))

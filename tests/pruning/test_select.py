@@ -68,3 +68,23 @@ def test_counting_and_clearing_are_what_they_say():
     vector, kept = torch.tensor([1.5, -2.0, 3.0]), torch.tensor([True, False, True])
     select.clear_all_but(vector, kept)
     assert vector.tolist() == [1.5, 0.0, 3.0] and select.count(kept) == 2
+
+
+@settings(max_examples=100, deadline=None)
+@given(vector=st.lists(st.integers(0, 3), min_size=1, max_size=30), data=st.data())
+def test_a_sieve_knows_the_sum_of_what_it_does_not_mark(vector, data):
+    number = data.draw(st.integers(1, len(vector)))
+    middle = data.draw(st.integers(0, len(vector)))
+    low, high = sorted(data.draw(st.tuples(st.integers(0, 3), st.integers(0, 3))))
+    values = torch.tensor(vector, dtype=torch.float64)
+    marks = torch.empty(len(vector), dtype=torch.bool)
+    sieve = select.Sieve(marks, low, high, summed=True)
+    sieve.add(values[:middle].numpy(), 0)
+    sieve.add(values[middle:].numpy(), middle)
+    found = sieve.border(number)
+    border = sorted(vector, reverse=True)[number - 1]
+    assert (found is not None) == (low <= border <= high)
+    if found is not None:
+        select.unmark(marks, *found[1:], None)
+        assert found[0] == border and marks.tolist() == by_sorting(vector, number)
+        assert sieve.below == float(values[~marks].sum())
