@@ -146,6 +146,17 @@ def test_a_panel_is_that_of_one_recipe_with_the_dense_network_under_each_pruner(
     assert results.panel("cifar10", "resnet18", width=0.5).empty and results.panel("cifar10", "vgg11").empty
 
 
+def test_a_panel_is_found_under_both_names_of_its_network_and_other_panels_have_no_say(record, project):
+    base = Run("cifar10", "wide_resnet18_published", "snip", 1.0, 0, "fast")
+    record(base)
+    for seed in range(3):
+        record(replace(base, dataset="cifar100", log10_compression=2.0, recipe="published", seed=seed))
+        record(replace(base, model="vgg16", log10_compression=2.0, recipe="published", seed=seed))
+    for model in ("resnet18", "wide_resnet18_published"):
+        panel = results.panel("cifar10", model)
+        assert panel[["model", "recipe", "log10_compression"]].to_numpy().tolist() == [[model, "fast", 1.0]]
+
+
 def test_first_epochs_are_read_where_they_are(project):
     assert results.first_epochs().empty and list(results.first_epochs()) == results.FIRST_EPOCHS
     project.mkdir(parents=True)
