@@ -89,6 +89,14 @@ def finished(table: pd.DataFrame) -> pd.DataFrame:
     return rows.reset_index(drop=True)
 
 
+def means(table: pd.DataFrame, value: str = "accuracy_last") -> pd.DataFrame:
+    """Mean of the column `value` over the seeds: one row per pruner, one column per log10 compression.
+
+    The pruners in the order of `table`, the compressions ascending; NaN where there is no run. Percent for accuracies.
+    """
+    return table.pivot_table(value, "pruner", "log10_compression", sort=False).sort_index(axis=1)
+
+
 def panel(
     dataset: str, model: str, width: float = 1.0, recipe: str | None = None, rows: pd.DataFrame | None = None
 ) -> pd.DataFrame:

@@ -127,6 +127,18 @@ def test_finished_are_those_with_a_result_or_a_sentence(quick, record, project):
     assert results.finished(results.table(runs))["key"].tolist() == [runs[1].key]
 
 
+def test_means_are_over_the_seeds_and_keep_the_order_of_the_pruners():
+    columns = ["pruner", "log10_compression", "seed", "accuracy_last", "accuracy_best"]
+    rows = [("synflow", 1.0, 0, 80, 90), ("synflow", 1.0, 1, 70, 72), ("synflow", 0.0, 0, 91, 93)]
+    rows.append(("grasp", 1.0, 0, 5, 6))
+    table = pd.DataFrame(rows, columns=columns)
+    means = results.means(table)
+    assert means.index.tolist() == ["synflow", "grasp"] and means.columns.tolist() == [0.0, 1.0]
+    assert means.loc["synflow"].tolist() == [91, 75] and means.loc["grasp", 1.0] == 5
+    assert pd.isna(means.loc["grasp", 0.0])
+    assert results.means(table, "accuracy_best").loc["synflow"].tolist() == [93, 81]
+
+
 def test_a_panel_is_that_of_one_recipe_with_the_dense_network_under_each_pruner(record, project):
     base = Run("cifar10", "resnet18", "random", 0.0, 0, "fast")
     for run in (base, *(replace(base, pruner=pruner, log10_compression=1.0) for pruner in ("snip", "grasp"))):
