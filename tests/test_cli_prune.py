@@ -57,7 +57,6 @@ def refused(arguments, sentence, capsys):
             "prune torchvision:squeezenet1_1 --compression 10 --compact a.pt2",
             "cannot make torchvision:squeezenet1_1 sm",
         ),
-        ("prune torchvision:resnext50_32x4d --compression 10 --compact a.pt2", "belongs to a grouped convolution"),
         ("prune mlp --compression 10 --data file", "synflow scores weights without data: leave out --data"),
         ("prune --inspect nowhere", "there is no mask file nowhere"),
         ("prune --inspect file", "file is no mask file, or is damaged"),

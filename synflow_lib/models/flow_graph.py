@@ -29,6 +29,7 @@ KEEPS_CHANNELS = (
 KEEPS_CHANNELS_CALLS = {torch.relu, F.relu, torch.tanh, torch.flatten, F.dropout, F.adaptive_avg_pool2d}
 FLATTEN, RESHAPES = {torch.flatten, "flatten"}, {"view", "reshape"}
 KEEPS_CHANNELS_METHODS = {"relu", "flatten", "contiguous", "view", "reshape", "tanh"}
+MEANS = {torch.mean, "mean"}
 SUMS = {operator.add, operator.iadd, torch.add}
 
 
@@ -92,7 +93,7 @@ def flow_graph(model: nn.Module, input_shape: Sequence[int], traced: fx.Graph | 
     """Turn `model` into its flow graph; `input_shape` is that of one example, without the batch.
 
     Works for chains and residual networks made of convolutions, linear layers, BatchNorm, activations, pooling and
-    sums: this library's models, torchvision's vgg, alexnet and resnet.
+    sums: this library's models, torchvision's vgg, alexnet, resnet, resnext, regnet_x, mobilenet_v2 and mnasnet.
     Raises InputError, naming the operation, for anything else; also for forward hooks, and where units and tensors do
     not match: a linear layer along one dimension of several, a partial flattening, a sum of different shapes.
     """
@@ -171,6 +172,8 @@ class _Builder:
     def _call(self, node: fx.Node) -> int:
         if node.target in SUMS and reads_only(node, 2):
             return self._sum(node)
+        if node.target in MEANS:
+            return self._mean(node)
         if node.target in (KEEPS_CHANNELS_METHODS if node.op == "call_method" else KEEPS_CHANNELS_CALLS):
             before = self._one_tensor(node)
             self.rank[node] = self.rank[before]
@@ -189,6 +192,17 @@ class _Builder:
         self.rank[node] = self.rank[one]
         self.parent[max(first, second)] = min(first, second)
         return min(first, second)
+
+    def _mean(self, node: fx.Node) -> int:
+        """A mean over positions, such as x.mean((2, 3)), pools the channels; one over anything else is refused."""
+        before = self._one_tensor(node)
+        rank, arguments = self.rank[before], dict(zip(("dim", "keepdim"), node.args[1:], strict=False)) | node.kwargs
+        dimensions = arguments.get("dim")
+        dimensions = [dimensions] if isinstance(dimensions, int) else dimensions or [0]
+        if not all(isinstance(dimension, int) and dimension % rank > 1 for dimension in dimensions):
+            raise InputError(f"the mean {node.name!r} is not one over positions, as x.mean((2, 3)), so units are mixed")
+        self.rank[node] = rank if arguments.get("keepdim") else rank - len(dimensions)
+        return self.value[before]
 
     def _reshaped_rank(self, node: fx.Node) -> int:
         sizes = node.args[1] if len(node.args) == 2 and isinstance(node.args[1], Sequence) else node.args[1:]

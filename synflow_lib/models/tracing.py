@@ -11,6 +11,7 @@ from synflow_lib.errors import InputError
 TENSORS_AND_MODULES = {"_parameters", "_buffers", "_modules"}
 # Keywords that change nothing of what leads where, or are read by the flow graph; none of them belongs to a sum.
 UNDERSTOOD = {"inplace", "negative_slope", "p", "training", "memory_format", "start_dim", "end_dim", "output_size"}
+UNDERSTOOD |= {"dim", "keepdim"}
 
 
 @contextmanager

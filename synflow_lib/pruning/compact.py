@@ -35,6 +35,7 @@ from synflow_lib.pruning.masks import Masks, apply_masks, check_masks
 from synflow_lib.pruning.state import example_shape
 
 RELU = {torch.relu, F.relu, "relu"}
+RELU_MODULES = (nn.ReLU, nn.ReLU6)  # at 0 both have the derivative 0
 NOT_ZERO_AT_ZERO = (nn.Sigmoid, nn.Softplus)
 Index = tuple[Tensor, ...]  # the places kept along the first dimensions of a tensor
 
@@ -90,11 +91,13 @@ def compact(model: nn.Module, masks: Mapping[str, Tensor], input_shape: Sequence
     tiny images at the end of a deep network, BatchNorm in train mode makes its value out of rounding, and a ReLU goes
     by its sign: there training the masked network itself depends on the last bit, and the two part.) Dropout draws
     other random numbers, so with it in train mode the two agree in distribution only. A block none of whose channels
-    carries anything keeps one channel that does
-    nothing, because a layer needs one.
+    carries anything keeps one channel that does nothing (or one group), because a layer needs one.
 
-    Raises InputError for masks of another model or that cut the network in two, for a model that cannot be followed,
-    for grouped convolutions and for weights used twice.
+    Of a grouped convolution (depthwise ones too) whole groups go: one stays with all its inputs and outputs where any
+    of them does.
+
+    Raises InputError for masks of another model or that cut the network in two, for a model that cannot be followed
+    and for weights used twice.
     """
     check_masks(model, masks)
     masks = Masks(masks)
@@ -131,9 +134,6 @@ def check_compactable(model: nn.Module, input_shape: Sequence[int]) -> FlowGraph
         raise InputError(
             f"{strange[0]!r} is no plain parameter of {type(model).__name__}: remove parametrizations first"
         )
-    grouped = [layer.weight for layer in graph.layers if layer.groups > 1]
-    if grouped:
-        raise InputError(f"{grouped[0]!r} belongs to a grouped convolution, which cannot be compacted")
     if graph.reshapes:
         raise InputError(f"{type(model).__name__} calls view or reshape with sizes of its own: use flatten(1) instead")
     return graph
@@ -180,7 +180,7 @@ def _steps(model: nn.Module, graph: FlowGraph, masks: Mapping[str, Tensor]) -> l
 
 
 def _kind(operation: object, name: object) -> str:
-    if isinstance(operation, nn.ReLU) or (not isinstance(operation, nn.Module) and operation in RELU):
+    if isinstance(operation, RELU_MODULES) or (not isinstance(operation, nn.Module) and operation in RELU):
         return "relu"
     if isinstance(operation, nn.PReLU) and operation.num_parameters > 1:
         raise InputError(f"{name!r} has a slope for every channel, which cannot be compacted")
@@ -275,13 +275,31 @@ def _needed(graph: FlowGraph, steps: list[_Step]) -> list[Tensor]:
     while changed:
         changed = False
         for layer, edges in reversed(layers):
-            more = edges[needed[layer.target]].any(0) & ~needed[layer.source]
-            needed[layer.source] |= more
-            changed |= bool(more.any())
+            changed |= _add(needed[layer.source], edges[needed[layer.target]].any(0))
+            changed |= _complete(layer, needed)
     for units in needed:
         if not bool(units.any()):
             units[0] = True
+    while any(_complete(layer, needed) for layer, _ in layers):
+        pass  # what such a unit is grouped with does nothing either
     return needed
+
+
+def _complete(layer: Layer, needed: list[Tensor]) -> bool:
+    """Add to `needed` what is missing of the groups that `layer` needs in part; whether that changed anything."""
+    if layer.groups == 1:
+        return False
+    ends = needed[layer.source], needed[layer.target]
+    whole = torch.stack([units.view(layer.groups, -1).any(1) for units in ends]).any(0)
+    added = [_add(units, whole.repeat_interleave(len(units) // layer.groups)) for units in ends]
+    return any(added)
+
+
+def _add(units: Tensor, more: Tensor) -> bool:
+    """Add `more` to `units`, both bool; whether that changed anything."""
+    before = int(units.sum())
+    units |= more
+    return int(units.sum()) > before
 
 
 def _places(model: nn.Module, graph: FlowGraph, kept: list[Tensor]) -> dict[str, Index]:
@@ -294,7 +312,8 @@ def _places(model: nn.Module, graph: FlowGraph, kept: list[Tensor]) -> dict[str,
         return (kept[group][:, None] * positions + torch.arange(positions)).flatten()
 
     for layer in graph.layers:
-        places[layer.weight] = (kept[layer.target], spread(layer.source, state[layer.weight].shape[1]))
+        columns = (spread(layer.source, state[layer.weight].shape[1]),) if layer.groups == 1 else ()
+        places[layer.weight] = (kept[layer.target], *columns)
         if layer.bias is not None:
             places[layer.bias] = (kept[layer.target],)
     for scale in graph.scales:
@@ -327,6 +346,10 @@ def _shrink(model: nn.Module, name: str, index: Index) -> None:
     parameter = isinstance(tensor, nn.Parameter)
     setattr(module, attribute, nn.Parameter(part, requires_grad=tensor.requires_grad) if parameter else part)
     if attribute == "weight":
+        lengths = list(part.shape)
+        if getattr(module, "groups", 1) > 1:
+            module.groups = module.groups * len(part) // len(tensor)
+            lengths[1] *= module.groups
         sizes = {1: ("num_features",), 2: ("out_features", "in_features")}
-        for size, length in zip(sizes.get(part.dim(), ("out_channels", "in_channels")), part.shape, strict=False):
+        for size, length in zip(sizes.get(part.dim(), ("out_channels", "in_channels")), lengths, strict=False):
             setattr(module, size, length)

@@ -1,7 +1,7 @@
 """How dense pruning leaves each layer, over compression: the paper's figure 2."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import pandas as pd
 from torch import nn
@@ -14,20 +14,25 @@ from synflow_lib.pruning.select import count, largest
 
 
 def layer_densities(
-    model: nn.Module, methods: Sequence[str], log10_compressions: Sequence[float], **options: object
+    model: nn.Module,
+    methods: Sequence[str] | Mapping[str, str | Callable[..., Scores]],
+    log10_compressions: Sequence[float],
+    **options: object,
 ) -> pd.DataFrame:
     """Density of every layer for each method and compression (the paper's figure 2).
 
-    Columns: pruner, log10_compression, layer, size, kept, density. The scores of single-shot methods are computed
+    `methods` are names of `SALIENCIES`, or a mapping from names of your own to methods as `prune` takes them. Columns:
+    pruner (the name), log10_compression, layer, size, kept, density. The scores of single-shot methods are computed
     once. `options` are those of `prune`.
     """
+    methods = methods if isinstance(methods, Mapping) else {name: name for name in methods}
     tables, options = [], {**options, "batches": held(options.get("batches"))}
-    for method in methods:
+    for name, method in methods.items():
         single = (options.get("iterations") or default_iterations(method)) == 1
         score = scored_once(method, model) if single else method
         for log10 in log10_compressions:
             table = prune(model, score, 10**log10, **options).layers()
-            tables.append(table.assign(pruner=method, log10_compression=log10))
+            tables.append(table.assign(pruner=name, log10_compression=log10))
     return pd.concat(tables, ignore_index=True)
 
 

@@ -46,7 +46,7 @@ def test_edges_sum_over_kernels_positions_and_groups():
 
 def test_torchvision_networks_are_understood():
     torchvision_models = pytest.importorskip("torchvision.models")
-    for name, layers in (("alexnet", 8), ("vgg11_bn", 11), ("resnet18", 21), ("resnet50", 54)):
+    for name, layers in (("alexnet", 8), ("vgg11_bn", 11), ("resnet18", 21), ("resnet50", 54), ("mnasnet0_5", 53)):
         assert len(flow_graph(torchvision_models.get_model(name), (3, 64, 64)).layers) == layers
 
 
@@ -95,6 +95,10 @@ UNEQUAL = {
     "viewed": (Coded(lambda m, x: m.first(m.wide(x).view(-1, 4, 3))), "not flat"),
     "a broadcast sum": (Coded(lambda m, x: m.wide(x) + m.narrow(x)), "adds tensors of different shapes"),
     "another rank": (Coded(lambda m, x: m.wide(x) + m.wide(x).flatten(1)), "adds tensors of different shapes"),
+    "a mean of everything": (Coded(lambda m, x: m.first(m.wide(x).mean())), "not one over positions"),
+    "a mean of channels": (Coded(lambda m, x: m.wide(x).mean(1)), "not one over positions"),
+    "a mean of the batch": (Coded(lambda m, x: m.wide(x).mean((0, 2))), "not one over positions"),
+    "a mean of units": (Coded(lambda m, x: m.wide(x).flatten(1).mean(-1)), "not one over positions"),
     "other units": (nn.Sequential(nn.Conv2d(4, 4, 1)), "reads 4 values, but what comes to it has 3 units"),
 }
 
@@ -104,6 +108,29 @@ def test_units_that_do_not_match_are_refused(case):
     model, sentence = UNEQUAL[case]
     with pytest.raises(InputError, match=sentence):
         flow_graph(model, (3, 8, 8))
+
+
+@pytest.mark.parametrize(
+    "pool",
+    [
+        lambda x: x.mean((2, 3)),
+        lambda x: x.mean([-1, -2]),
+        lambda x: torch.mean(x, (2, 3)),
+        lambda x: x.mean(dim=(2, 3), keepdim=True).flatten(1),
+        lambda x: x.mean((2, 3), True).flatten(1),
+        lambda x: x.mean(3).mean(2),
+    ],
+)
+def test_a_mean_over_positions_is_pooling(pool):
+    class Pooled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.features, self.classifier = nn.Conv2d(3, 4, 1), nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.classifier(pool(torch.relu(self.features(x))))
+
+    assert flow_graph(Pooled(), (3, 8, 8)).sizes == [3, 4, 2]
 
 
 def test_whatever_flattens_all_but_the_batch_is_followed():

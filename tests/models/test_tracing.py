@@ -76,7 +76,7 @@ READ = {
     "a layer": (lambda m, x: m.first(x), 1, True),
     "a layer by keyword": (lambda m, x: m.first(input=x), 1, False),
     "a known keyword": (lambda m, x: torch.flatten(x, start_dim=1), 1, True),
-    "an unknown keyword": (lambda m, x: torch.softmax(x, dim=1), 1, False),
+    "an unknown keyword": (lambda m, x: torch.softmax(x, 1, dtype=torch.float64), 1, False),
     "a sum": (lambda m, x: x + m.first(x), 2, True),
     "a sum with a factor": (lambda m, x: torch.add(x, m.first(x), alpha=2), 2, False),
     "another tensor among the rest": (lambda m, x: torch.clamp(x, 0, x), 1, False),

@@ -19,13 +19,39 @@ from synflow_lib.pruning.compact import compact
 from synflow_lib.training import mask_gradients
 
 
+class Grouped(nn.Module):
+    """A depthwise convolution of two outputs a channel, then one of three groups."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem = nn.Conv2d(3, 6, 3, padding=1)
+        self.depthwise, self.norm = nn.Conv2d(6, 12, 3, padding=1, groups=6, bias=False), nn.BatchNorm2d(12)
+        self.pointwise = nn.Conv2d(12, 12, 1)
+        self.grouped = nn.Conv2d(12, 6, 3, padding=1, groups=3)
+        self.classifier = nn.Linear(6 * 4, CLASSES)
+
+    def forward(self, x):
+        x = torch.relu(self.norm(self.depthwise(torch.relu(self.stem(x)))))
+        x = torch.relu(self.grouped(torch.relu(self.pointwise(x))))
+        return self.classifier(F.adaptive_avg_pool2d(x, 2).flatten(1))
+
+
+def grouped():
+    return Grouped().double()
+
+
+MODELS = {**NETWORKS, "grouped": grouped}
+
+
 def random_masks(model, density, seed=0, shape=SHAPE):
     """Keep that share of the connections between units, and of each of those most of the weights."""
     generator, masks = torch.Generator().manual_seed(seed), full(model)
     graph = flow_graph(model, shape)
     for layer in graph.layers:
         mask = masks[layer.weight]
-        edges = torch.rand(len(mask), graph.sizes[layer.source], generator=generator) < density
+        sources = graph.sizes[layer.source] // layer.groups
+        edges = torch.rand(len(mask), sources, generator=generator) < density
         edges = edges.repeat_interleave(mask.shape[1] // edges.shape[1], 1).view(
             *mask.shape[:2], *[1] * (mask.dim() - 2)
         )
@@ -112,13 +138,13 @@ def trains_alike(model, masks, shape, classes=CLASSES, **options):
 
 @settings(max_examples=60, deadline=None)
 @given(
-    network=st.sampled_from(sorted(NETWORKS)),
+    network=st.sampled_from(sorted(MODELS)),
     density=st.sampled_from([0.05, 0.15, 0.3, 0.6, 1.0]),
     share=st.sampled_from([0.0, 0.3, 1.0]),
     seed=st.integers(0, 2**16),
 )
 def test_outputs_are_those_of_the_masked_network(network, density, share, seed):
-    model = disturbed(plain(NETWORKS[network]()), share, seed)
+    model = disturbed(plain(MODELS[network]()), share, seed)
     masks = random_masks(model, density, seed)
     try:
         result = compact(model, masks, SHAPE)
@@ -130,10 +156,10 @@ def test_outputs_are_those_of_the_masked_network(network, density, share, seed):
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5])
-@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("network", MODELS)
 def test_training_follows_the_masked_network(network, share):
-    model = disturbed(plain(NETWORKS[network]()), share)
-    result, _ = trains_alike(model, random_masks(model, 0.3, 3), SHAPE)
+    model = disturbed(plain(MODELS[network]()), share)
+    result, _ = trains_alike(model, random_masks(model, 0.3, 4), SHAPE)
     assert result.share < 1
 
 
@@ -162,6 +188,71 @@ def test_bottleneck_blocks_with_zero_gammas_train_alike():
     model = resnet.ResNet(resnet.Bottleneck, [1, 2, 1, 1], **options).double()
     masks = random_masks(model, 0.02, 3, (3, 32, 32))
     assert trains_alike(model, masks, (3, 32, 32), steps=10)[0].share < 0.9
+
+
+def test_of_a_depthwise_convolution_single_channels_go():
+    """As in MobileNet: expand, filter each channel, project; dead and unread channels vanish whole."""
+    torch.manual_seed(0)
+    expand = [nn.Conv2d(3, 6, 1, bias=False), nn.BatchNorm2d(6), nn.ReLU6()]
+    filters = [nn.Conv2d(6, 6, 3, padding=1, groups=6, bias=False), nn.BatchNorm2d(6), nn.ReLU6()]
+    head = [nn.Conv2d(6, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, CLASSES)]
+    model = plain(nn.Sequential(*expand, *filters, *head).double())
+    masks = without(model, ("0.weight", 1), ("3.weight", 2), ("6.weight", (slice(None), 3)))
+    result, _ = trains_alike(model, masks, SHAPE)
+    assert result.kept["0"].tolist() == result.kept["3"].tolist() == [0, 4, 5]
+    small = result.model[3]
+    assert (small.groups, small.in_channels, small.out_channels) == (3, 3, 3) and small.weight.shape == (3, 1, 3, 3)
+    model[4].bias.data[2] = 0.5  # the filter is gone, and its channel carries a constant: both ends stay
+    kept = compact(model, masks, SHAPE).kept
+    assert kept["3"].tolist() == kept["0"].tolist() == [0, 2, 4, 5]
+
+
+def test_of_a_grouped_convolution_whole_groups_go():
+    model = plain(grouped())
+    unread = slice(2 * 4, 4 * 4)  # channels 2 and 3 of four positions each: the second of three groups
+    result, _ = trains_alike(model, without(model, ("classifier.weight", (slice(None), unread))), SHAPE)
+    assert result.kept["grouped"].tolist() == [0, 1, 4, 5]
+    assert result.kept["pointwise"].tolist() == [0, 1, 2, 3, 8, 9, 10, 11]
+    small = result.model.grouped
+    assert (small.groups, small.in_channels, small.out_channels) == (2, 8, 4)
+    partly = without(model, ("classifier.weight", (slice(None), slice(2 * 4, 3 * 4))))
+    assert compact(model, partly, SHAPE).share == 1
+    dead = without(model, ("depthwise.weight", [2, 3, 5]))  # both outputs of channel 1, one of channel 2
+    result, _ = trains_alike(model, dead, SHAPE)
+    assert result.kept["stem"].tolist() == [0, 2, 3, 4, 5]
+    assert result.kept["depthwise"].tolist() == [0, 1, *range(4, 12)]
+
+
+def test_a_grouped_branch_without_signal_keeps_one_group():
+    class Branched(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.enter, self.inner, self.leave = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 6, 1, groups=2), nn.Conv2d(6, 3, 1)
+            self.last = nn.Conv2d(3, CLASSES, 8)
+
+        def forward(self, x):
+            return self.last(torch.relu(x + self.leave(torch.relu(self.inner(torch.relu(self.enter(x))))))).flatten(1)
+
+    torch.manual_seed(0)
+    model = disturbed(Branched().double())
+    masks = without(model, *((f"{name}.weight", ...) for name in ("enter", "inner", "leave")))
+    result, _ = trains_alike(model, masks, SHAPE)
+    assert result.kept["enter"].tolist() == [0, 1] and result.kept["inner"].tolist() == [0, 1, 2]
+    assert result.model.inner.groups == 1
+
+
+@pytest.mark.parametrize(("name", "options"), [("mobilenet_v2", {"dropout": 0.0}), ("resnext50_32x4d", {})])
+def test_torchvision_networks_with_grouped_convolutions_are_compacted(name, options):
+    model = getattr(pytest.importorskip("torchvision.models"), name)(num_classes=10, **options).double()
+    scored = copy.deepcopy(
+        model
+    )  # with ReLU in the place of ReLU6, which lets no gradient of SynFlow's large values by
+    for module in list(scored.modules()):
+        for child in [key for key, value in module.named_children() if isinstance(value, nn.ReLU6)]:
+            setattr(module, child, nn.ReLU())
+    masks = prune(scored, "synflow", 30, input_shape=(3, 64, 64), iterations=10)
+    result = compact(model, masks, (3, 64, 64))
+    assert outputs_agree(model, masks, (3, 64, 64), result) and result.share < 0.5
 
 
 DEAD = [("0.weight", 2)]  # all that channel 2 of the first convolution reads
@@ -271,7 +362,14 @@ def test_an_empty_branch_keeps_one_channel_of_zeros():
 
 @pytest.mark.parametrize(
     ("activation", "bias", "kept"),
-    [(nn.ReLU, True, 11), (nn.LeakyReLU, True, 12), (nn.Tanh, True, 12), (nn.Tanh, False, 11), (nn.Sigmoid, False, 12)],
+    [
+        (nn.ReLU, True, 11),
+        (nn.ReLU6, True, 11),
+        (nn.LeakyReLU, True, 12),
+        (nn.Tanh, True, 12),
+        (nn.Tanh, False, 11),
+        (nn.Sigmoid, False, 12),
+    ],
 )
 def test_only_a_relu_keeps_the_gradient_from_a_bias_of_zero(activation, bias, kept):
     model = plain(mlp(activation, bias))
@@ -382,7 +480,6 @@ def hooked():
 @pytest.mark.parametrize(
     ("model", "sentence"),
     [
-        (nn.Sequential(nn.Conv2d(3, 6, 3, groups=3), nn.ReLU(), nn.Conv2d(6, 2, 1)), "grouped convolution"),
         (nn.Sequential(nn.ConvTranspose2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 2, 1)), "no rule for ConvTranspose2d"),
         (nn.Sequential(nn.Conv2d(3, 6, 3), nn.PReLU(6), nn.Conv2d(6, 2, 1)), "slope for every channel"),
         (nn.Sequential(nn.Conv2d(3, 6, 1), nn.Flatten(2), nn.Linear(64, 2)), "does not flatten everything"),

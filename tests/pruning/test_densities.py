@@ -9,6 +9,7 @@ from toys import SHAPE, batches, conv_chain, mlp
 
 from synflow_lib.errors import InputError
 from synflow_lib.pruning import SALIENCIES, first_collapse, layer_densities, prune, ranked_densities, rho_max
+from synflow_lib.pruning.densities import scored_once
 
 COLUMNS = ["log10_compression", "layer", "size", "kept", "density"]
 
@@ -22,6 +23,39 @@ def test_ranking_once_keeps_what_pruning_at_once_does(method):
     pd.testing.assert_frame_equal(ranked[COLUMNS], pd.concat(pruned, ignore_index=True)[COLUMNS])
     table = layer_densities(model, [method], steps, iterations=1, **options)
     pd.testing.assert_frame_equal(ranked[COLUMNS], table[COLUMNS])
+
+
+def test_densities_are_those_of_prune_with_the_iterations_of_each_method():
+    model, options = conv_chain(), {"batches": batches(), "input_shape": SHAPE}
+    table = layer_densities(model, ["synflow", "snip"], [1.0, 1.5], **options)
+    parts = [
+        prune(model, method, 10**a, **options).layers().assign(pruner=method, log10_compression=a)
+        for method in ("synflow", "snip")
+        for a in (1.0, 1.5)
+    ]
+    pd.testing.assert_frame_equal(table, pd.concat(parts, ignore_index=True))
+    once = layer_densities(model, ["synflow"], [1.5], iterations=1, **options)
+    assert once["kept"].tolist() != parts[1]["kept"].tolist()
+
+
+def test_a_whole_network_is_scored_once_and_a_pruned_one_each_time():
+    model, seen = mlp(), []
+
+    def counting(model, masks, **options):
+        seen.append((masks, options))
+        return SALIENCIES["magnitude"](model, masks)
+
+    table = layer_densities(model, {"mine": counting, "magnitude": "magnitude"}, [0.5, 1.0, 1.5], input_shape=SHAPE)
+    assert len(seen) == 1
+    mine, named = (table[table["pruner"] == name]["kept"].tolist() for name in ("mine", "magnitude"))
+    assert mine == named and len(mine) + len(named) == len(table)
+    layer_densities(model, {"mine": counting}, [0.5, 1.0], iterations=2, input_shape=SHAPE)
+    assert len(seen) == 1 + 2 * 2
+    pruned, cached = prune(model, "magnitude", 4), scored_once(counting, model)
+    for masks in (pruned, pruned):
+        scores = cached(model, masks, seed=3)
+        assert seen[-1] == (pruned, {"seed": 3}) and not any(bool(scores[name][~pruned[name]].any()) for name in scores)
+    assert len(seen) == 1 + 2 * 2 + 2
 
 
 def test_equal_scores_are_ranked_by_their_place_as_prune_does():
