@@ -16,19 +16,30 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from synflow_lib.errors import InputError
-from synflow_lib.models.tracing import hooked, reads_only, trace
+from synflow_lib.models.tracing import hooked, reads_only, size_of, trace
 
 BATCH_NORM = nn.modules.batchnorm._BatchNorm
 CONVOLUTION = nn.modules.conv._ConvNd
 
 # Channel by channel and linear where they act, or an activation: the units before and after are the same.
 KEEPS_CHANNELS = (
-    *(nn.Identity, nn.Dropout, nn.Flatten, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d),
-    *(nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.Tanh, nn.GELU, nn.SiLU, nn.ELU, nn.Sigmoid, nn.Softplus, nn.ReLU6),
+    *(nn.Identity, nn.Flatten, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d),
+    *(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d),
+    *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d),
+    *(nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d),
+    *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish),
+    *(nn.Tanh, nn.Sigmoid, nn.Softplus),
 )
-KEEPS_CHANNELS_CALLS = {torch.relu, F.relu, torch.tanh, torch.flatten, F.dropout, F.adaptive_avg_pool2d}
+KEEPS_CHANNELS_CALLS = {
+    *(torch.flatten, F.dropout, F.dropout1d, F.dropout2d, F.dropout3d),
+    *(F.max_pool1d, F.max_pool2d, F.max_pool3d, F.avg_pool1d, F.avg_pool2d, F.avg_pool3d),
+    *(F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d),
+    *(F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d),
+    *(torch.relu, F.relu, F.relu6, F.leaky_relu, F.selu, F.gelu, F.silu, F.mish, F.hardswish),
+    *(torch.tanh, F.tanh, torch.sigmoid, F.sigmoid, F.softplus),
+}
 FLATTEN, RESHAPES = {torch.flatten, "flatten"}, {"view", "reshape"}
-KEEPS_CHANNELS_METHODS = {"relu", "flatten", "contiguous", "view", "reshape", "tanh"}
+KEEPS_CHANNELS_METHODS = {"relu", "flatten", "contiguous", "view", "reshape", "tanh", "sigmoid"}
 MEANS = {torch.mean, "mean"}
 SUMS = {operator.add, operator.iadd, torch.add}
 
@@ -93,7 +104,7 @@ def flow_graph(model: nn.Module, input_shape: Sequence[int], traced: fx.Graph | 
     """Turn `model` into its flow graph; `input_shape` is that of one example, without the batch.
 
     Works for chains and residual networks made of convolutions, linear layers, BatchNorm, activations, pooling and
-    sums: this library's models, torchvision's vgg, alexnet, resnet, resnext, regnet_x, mobilenet_v2 and mnasnet.
+    sums, as modules or in code: this library's models, torchvision's vgg, alexnet, resnet, resnext, regnet_x, mobilenet_v2 and mnasnet.
     Raises InputError, naming the operation, for anything else; also for forward hooks, and where units and tensors do
     not match: a linear layer along one dimension of several, a partial flattening, a sum of different shapes.
     """
@@ -138,7 +149,7 @@ class _Builder:
                 end = self.value[self._one_tensor(node)]
             elif node.op == "call_module":
                 self.value[node] = self._module(node)
-            else:
+            elif size_of(node) is None:
                 self.value[node] = self._call(node)
         return self._numbered(start, end)
 
@@ -175,6 +186,8 @@ class _Builder:
         if node.target in MEANS:
             return self._mean(node)
         if node.target in (KEEPS_CHANNELS_METHODS if node.op == "call_method" else KEEPS_CHANNELS_CALLS):
+            if node.target in RESHAPES and any(map(size_of, node.all_input_nodes)):
+                raise InputError(f"the flow graph cannot follow {node.name!r}: use flatten(1) where it flattens")
             before = self._one_tensor(node)
             self.rank[node] = self.rank[before]
             if node.target in RESHAPES:
@@ -196,12 +209,10 @@ class _Builder:
     def _mean(self, node: fx.Node) -> int:
         """A mean over positions, such as x.mean((2, 3)), pools the channels; one over anything else is refused."""
         before = self._one_tensor(node)
-        rank, arguments = self.rank[before], dict(zip(("dim", "keepdim"), node.args[1:], strict=False)) | node.kwargs
-        dimensions = arguments.get("dim")
-        dimensions = [dimensions] if isinstance(dimensions, int) else dimensions or [0]
-        if not all(isinstance(dimension, int) and dimension % rank > 1 for dimension in dimensions):
+        rank, (dimensions, kept) = self.rank[before], means_over(node)
+        if not dimensions or any(dimension % rank < 2 for dimension in dimensions):
             raise InputError(f"the mean {node.name!r} is not one over positions, as x.mean((2, 3)), so units are mixed")
-        self.rank[node] = rank if arguments.get("keepdim") else rank - len(dimensions)
+        self.rank[node] = rank if kept else rank - len(dimensions)
         return self.value[before]
 
     def _reshaped_rank(self, node: fx.Node) -> int:
@@ -236,6 +247,13 @@ class _Builder:
         scales = [Scale(x.weight, x.bias, renamed(x.group)) for x in self.scales]
         sizes, labels = [self.size[root] for root in roots], [self.label[root] for root in roots]
         return FlowGraph(sizes, labels, layers, scales, renamed(start), renamed(end), self.reshapes)
+
+
+def means_over(node: fx.Node) -> tuple[Sequence[int], bool]:
+    """The dimensions that a mean is taken over, none where it is over everything, and whether they stay, of size 1."""
+    named = dict(zip(("dim", "keepdim"), node.args[1:], strict=False)) | node.kwargs
+    dimensions = named.get("dim")
+    return [dimensions] if isinstance(dimensions, int) else dimensions or (), bool(named.get("keepdim"))
 
 
 def flattens_from(module: nn.Module | None, node: fx.Node) -> tuple[int, int]:

@@ -1,9 +1,12 @@
 """A model's operations as a graph, traced without leaving anything behind in the model."""
 
-from collections.abc import Iterator
+import inspect
+import operator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy
 
+import torch
 from torch import fx, nn
 
 from synflow_lib.errors import InputError
@@ -11,7 +14,8 @@ from synflow_lib.errors import InputError
 TENSORS_AND_MODULES = {"_parameters", "_buffers", "_modules"}
 # Keywords that change nothing of what leads where, or are read by the flow graph; none of them belongs to a sum.
 UNDERSTOOD = {"inplace", "negative_slope", "p", "training", "memory_format", "start_dim", "end_dim", "output_size"}
-UNDERSTOOD |= {"dim", "keepdim"}
+UNDERSTOOD |= {"dim", "keepdim", "kernel_size", "stride", "padding", "dilation", "ceil_mode", "count_include_pad"}
+RESHAPES = {"view", "reshape", torch.reshape}
 
 
 @contextmanager
@@ -52,13 +56,71 @@ def attributes_kept(model: nn.Module) -> Iterator[None]:
 def operations(model: nn.Module) -> fx.Graph:
     """The operations of `model` in the mode that it is in, in order, and nothing of it changed.
 
-    Raises InputError where torch.fx cannot follow its code.
+    It is called with one argument: what else it can take, as forward(x, features=False), is at its default. What keeps
+    the batch and joins everything else, as x.view(x.size(0), -1), is told as torch.flatten(x, 1). Raises InputError
+    where torch.fx cannot follow its code.
     """
     try:
         with attributes_kept(model):
-            return fx.symbolic_trace(model).graph
+            return _flattening(_with_one_argument(fx.symbolic_trace(model, _defaults(model) or None).graph))
     except Exception as error:  # the model's own code runs here, on stand-ins for tensors, and may raise anything
         raise InputError(f"{type(model).__name__} cannot be traced to a graph by torch.fx: {error}") from error
+
+
+def _defaults(model: nn.Module) -> dict[str, object]:
+    others = list(inspect.signature(model.forward).parameters.values())[1:]
+    plain = (type(None), bool, int, float, str)
+    return {other.name: other.default for other in others if isinstance(other.default, plain)}
+
+
+def _with_one_argument(graph: fx.Graph) -> fx.Graph:
+    """Leave out the arguments behind the first that have a default or no use, and the checks that they are at it."""
+    others = [node for node in graph.nodes if node.op == "placeholder"][1:]
+    left_out = [node for node in others if node.args or not node.users]
+    for node in graph.nodes:
+        if node.all_input_nodes and all(one in left_out for one in node.all_input_nodes):
+            left_out.append(node)
+    for node in reversed(left_out):
+        if not node.users:
+            graph.erase_node(node)
+    return graph
+
+
+def _flattening(graph: fx.Graph) -> fx.Graph:
+    """Write reshapes that flatten as what they are, and leave out the sizes that nothing reads any more."""
+    for node in graph.nodes:
+        if node.target in RESHAPES and node.args and not node.kwargs:
+            x, *sizes = node.args
+            sizes = sizes[0] if len(sizes) == 1 and isinstance(sizes[0], tuple | list) else sizes
+            of, dimension = (len(sizes) == 2 and size_of(sizes[0])) or (None, None)
+            if dimension == 0 and sizes[1] == -1 and _same_batch(x, of):
+                node.op, node.target, node.args = "call_function", torch.flatten, (x, 1)
+    for node in reversed(graph.nodes):
+        if size_of(node) and not node.users:
+            graph.erase_node(node)
+    return graph
+
+
+def _same_batch(node: fx.Node, other: fx.Node) -> bool:
+    """Whether `node` is `other` or made of it, with no reshape in between."""
+    while node is not other and node.target not in RESHAPES and node.args and isinstance(node.args[0], fx.Node):
+        node = node.args[0]
+    return node is other
+
+
+def size_of(node: object) -> tuple[fx.Node, int | slice | None] | None:
+    """The tensor whose size `node` is, and along which dimensions (None: all); None where it is no size."""
+    if not isinstance(node, fx.Node):
+        return None
+    if node.op == "call_method" and node.target == "size":
+        return node.args[0], node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+    if node.op == "call_function" and node.target is getattr and node.args[1] == "shape":
+        return node.args[0], None
+    if node.op == "call_function" and node.target is operator.getitem:
+        whole = size_of(node.args[0])
+        if whole and whole[1] is None and isinstance(node.args[1], int | slice):
+            return whole[0], node.args[1]
+    return None
 
 
 def trace(model: nn.Module) -> fx.Graph:
@@ -76,9 +138,22 @@ def hooked(model: nn.Module) -> list[str]:
 def reads_only(node: fx.Node, number: int = 1) -> bool:
     """Whether the first `number` arguments are all the tensors that `node` reads, with no keyword that is unknown.
 
-    A module must have no other argument at all.
+    How many positions a tensor has may be read besides, as in avg_pool2d(x, x.size(3)). A module must have no other
+    argument at all.
     """
-    read: list[fx.Node] = []
-    fx.node.map_arg((node.args, dict(node.kwargs)), read.append)
+    found: list[fx.Node] = []
+    fx.node.map_arg((node.args, dict(node.kwargs)), found.append)
+    read = [one for one in found if not _counts_positions(one)]
     bare = node.op != "call_module" or (len(node.args) == number and not node.kwargs)
-    return bare and len(read) == number and read == list(node.args[:number]) and set(node.kwargs) <= UNDERSTOOD
+    return bare and len(read) == number and read == list(node.args[:number]) and _understood(node.kwargs)
+
+
+def _counts_positions(node: fx.Node) -> bool:
+    _, dimension = size_of(node) or (None, None)
+    first = dimension.start if isinstance(dimension, slice) else dimension
+    return isinstance(first, int) and first > 1
+
+
+def _understood(keywords: Mapping[str, object]) -> bool:
+    """Whether all keywords are, or ask for nothing (indices of a maximum)."""
+    return all(name in UNDERSTOOD or (name == "return_indices" and not value) for name, value in keywords.items())

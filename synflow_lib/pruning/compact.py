@@ -30,13 +30,14 @@ from torch.nn import functional as F
 
 from synflow_lib.errors import InputError
 from synflow_lib.models.flow_graph import SUMS, FlowGraph, Layer, Scale, flow_graph, per_edge
-from synflow_lib.models.tracing import trace
+from synflow_lib.models.tracing import size_of, trace
 from synflow_lib.pruning.masks import Masks, apply_masks, check_masks
 from synflow_lib.pruning.state import example_shape
 
-RELU = {torch.relu, F.relu, "relu"}
+RELU = {torch.relu, F.relu, F.relu6, "relu"}
 RELU_MODULES = (nn.ReLU, nn.ReLU6)  # at 0 both have the derivative 0
 NOT_ZERO_AT_ZERO = (nn.Sigmoid, nn.Softplus)
+NOT_ZERO_AT_ZERO_CALLS = {torch.sigmoid, F.sigmoid, F.softplus, "sigmoid"}
 Index = tuple[Tensor, ...]  # the places kept along the first dimensions of a tensor
 
 
@@ -159,7 +160,10 @@ def _steps(model: nn.Module, graph: FlowGraph, masks: Mapping[str, Tensor]) -> l
     steps: list[_Step] = []
     number: dict[fx.Node, int] = {}
     for node in trace(model).nodes:
-        inputs = tuple(number[argument] for argument in node.args[:2] if isinstance(argument, fx.Node))
+        if size_of(node):
+            continue
+        read = [argument for argument in node.args[:2] if isinstance(argument, fx.Node)]
+        inputs = tuple(number[argument] for argument in read if argument in number)
         before = [steps[index] for index in inputs]
         module = modules[node.target] if node.op == "call_module" else None
         number[node] = len(steps)
@@ -180,11 +184,12 @@ def _steps(model: nn.Module, graph: FlowGraph, masks: Mapping[str, Tensor]) -> l
 
 
 def _kind(operation: object, name: object) -> str:
-    if isinstance(operation, RELU_MODULES) or (not isinstance(operation, nn.Module) and operation in RELU):
+    if isinstance(operation, RELU_MODULES) or operation in RELU:
         return "relu"
     if isinstance(operation, nn.PReLU) and operation.num_parameters > 1:
         raise InputError(f"{name!r} has a slope for every channel, which cannot be compacted")
-    return "other" if isinstance(operation, NOT_ZERO_AT_ZERO) else "zero to zero"
+    other = isinstance(operation, NOT_ZERO_AT_ZERO) or operation in NOT_ZERO_AT_ZERO_CALLS
+    return "other" if other else "zero to zero"
 
 
 def _layer_step(

@@ -20,7 +20,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from synflow_lib.errors import InputError
-from synflow_lib.models.flow_graph import BATCH_NORM, FLATTEN, SUMS, flattens_from
+from synflow_lib.models.flow_graph import BATCH_NORM, FLATTEN, MEANS, SUMS, flattens_from, means_over
 from synflow_lib.models.tracing import hooked, reads_only
 from synflow_lib.pruning.flow_steps import (
     Affine,
@@ -38,9 +38,15 @@ from synflow_lib.pruning.flow_steps import (
 )
 
 # The identity on nonnegative numbers (dropout in eval mode).
-LEFT_OUT = (nn.Identity, nn.Dropout, nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.ELU)
-LEFT_OUT_CALLS = {torch.relu, F.relu, F.leaky_relu, F.dropout, "relu", "contiguous"}
+LEFT_OUT = (nn.Identity, nn.Dropout, nn.Dropout2d, nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.ELU)
+LEFT_OUT_CALLS = {torch.relu, F.relu, F.leaky_relu, F.dropout, F.dropout2d, "relu", "contiguous"}
 AVERAGES = (nn.AvgPool2d, nn.AdaptiveAvgPool2d)
+POOLS = {
+    F.max_pool2d: nn.MaxPool2d,
+    F.avg_pool2d: nn.AvgPool2d,
+    F.adaptive_avg_pool2d: nn.AdaptiveAvgPool2d,
+}
+BEFORE_FLAGS = 5  # arguments of max_pool2d that come in the order of MaxPool2d
 CHECKED = 20  # a factor of 2**this on gradients is looked at before it is applied
 LARGEST_AVERAGE = 1 << 26  # numbers in the one-hot maps that tell how an average pools
 
@@ -218,6 +224,9 @@ class _Compiler:
             return self._product(module, name, x, *_windows(x, module))
         if isinstance(module, BATCH_NORM):
             return self._norm(module, name, x)
+        return self._pool(module, x)
+
+    def _pool(self, module: nn.Module, x: _Map) -> _Map:
         if type(module) is nn.MaxPool2d and not module.ceil_mode and not module.return_indices:
             index, kinds = _windows(x, module)
             return self._add(Maximum((x.number,), self._taps(index, x.rows)), kinds, x.channels, False)
@@ -237,9 +246,13 @@ class _Compiler:
             return before[0]
         if node.target in FLATTEN and flattens_from(None, node) == (1, -1):
             return before[0]._replace(flat=True)
-        if node.target is F.adaptive_avg_pool2d and not before[0].flat:
-            size = node.args[1] if len(node.args) > 1 else node.kwargs["output_size"]
-            return self._average(nn.AdaptiveAvgPool2d(size), before[0])
+        plain = not before[0].flat and len(node.all_input_nodes) == 1  # and no size of another value
+        if node.target in POOLS and plain and len(node.args) <= BEFORE_FLAGS:
+            return self._pool(POOLS[node.target](*node.args[1:], **node.kwargs), before[0])
+        if node.target in MEANS and plain:
+            dimensions, kept = means_over(node)
+            if sorted(dimension % 4 for dimension in dimensions) == [2, 3]:
+                return self._average(nn.AdaptiveAvgPool2d(1), before[0])._replace(flat=not kept)
         raise _NoRule
 
     def _taps(self, index: Tensor, rows: int) -> Taps:

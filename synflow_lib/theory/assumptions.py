@@ -21,8 +21,9 @@ from torch import fx, nn
 
 from synflow_lib import devices
 from synflow_lib.errors import InputError
-from synflow_lib.models.flow_graph import BATCH_NORM, flow_graph
+from synflow_lib.models.flow_graph import BATCH_NORM
 from synflow_lib.models.tracing import trace
+from synflow_lib.pruning.compact import check_compactable
 from synflow_lib.pruning.flow_network import FlowNetwork
 from synflow_lib.pruning.state import absolute_state, forward, scoring_mode
 
@@ -181,10 +182,10 @@ def torchvision_model(name: str, size: int = 32, seed: int = 0) -> nn.Module:
 
 def _compacts(model: nn.Module, input_shape: Sequence[int]) -> bool:
     try:
-        graph = flow_graph(model, input_shape)
+        check_compactable(model, input_shape)
     except InputError:
         return False
-    return not graph.reshapes and all(layer.groups == 1 for layer in graph.layers)
+    return True
 
 
 class _Reader:

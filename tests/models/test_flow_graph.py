@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 from toys import SHAPE, conv_chain, mlp, residual
 
 from synflow_lib import models
@@ -131,6 +132,43 @@ def test_a_mean_over_positions_is_pooling(pool):
             return self.classifier(pool(torch.relu(self.features(x))))
 
     assert flow_graph(Pooled(), (3, 8, 8)).sizes == [3, 4, 2]
+
+
+POOLED = {
+    "kernel": lambda x: F.max_pool2d(x, 2),
+    "keywords": lambda x: F.max_pool2d(x, kernel_size=2, stride=2, padding=0, ceil_mode=True),
+    "mean": lambda x: F.avg_pool2d(x, (2, 2), count_include_pad=False),
+    "all positions": lambda x: F.avg_pool2d(x, x.size(3)),
+    "all positions of a shape": lambda x: F.avg_pool2d(x, x.shape[2:]),
+    "adaptive": lambda x: F.adaptive_max_pool2d(x, 1),
+    "activation": lambda x: F.gelu(F.relu6(x)).sigmoid(),
+    "dropout": lambda x: F.dropout2d(x, training=False),
+    "as it is": lambda x: x,
+}
+MORE = {
+    "a reshape to sizes": (lambda x: x.view(x.size(0), 4, -1), "cannot follow 'view': use flatten"),
+    "indices": (lambda x: F.max_pool2d(x, 2, return_indices=True)[0], "no rule for the operation"),
+    "a divisor": (lambda x: F.avg_pool2d(x, 2, divisor_override=3), "nothing else that changes it"),
+}
+
+
+@pytest.mark.parametrize("case", POOLED)
+def test_pooling_and_reshaping_in_code_keep_the_channels(case):
+    def code(m, x):
+        x = POOLED[case](torch.relu(m.wide(x)))
+        return m.second(x.view(x.size(0), -1)) if case != "as it is" else x
+
+    model = Coded(code)
+    model.second = nn.Linear(4 * POOLED[case](torch.zeros(1, 4, 8, 8))[0, 0].numel(), 3)
+    graph = flow_graph(model, (3, 8, 8))
+    assert graph.sizes == ([3, 4, 3] if case != "as it is" else [3, 4]) and not graph.reshapes
+
+
+@pytest.mark.parametrize("case", MORE)
+def test_what_more_is_asked_of_pooling_and_reshaping_is_refused(case):
+    code, sentence = MORE[case]
+    with pytest.raises(InputError, match=sentence):
+        flow_graph(Coded(lambda m, x: code(m.wide(x))), (3, 8, 8))
 
 
 def test_whatever_flattens_all_but_the_batch_is_followed():

@@ -6,9 +6,10 @@ from contextlib import nullcontext
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from synflow_lib.errors import InputError
-from synflow_lib.models.tracing import eval_mode, hooked, operations, reads_only, trace
+from synflow_lib.models.tracing import eval_mode, hooked, operations, reads_only, size_of, trace
 
 
 class Unreadable(nn.Module):
@@ -83,7 +84,79 @@ READ = {
     "tensors in a list": (lambda m, x: torch.cat([x, m.first(x)]), 2, False),
     "one tensor of two": (lambda m, x: torch.relu(x), 2, False),
     "a layer that is told a size": (lambda m, x: m.other(x, [4]), 1, False),
+    "how many positions": (lambda m, x: torch.clamp(x, 0, x.size(2)), 1, True),
+    "how many positions, as a list": (lambda m, x: torch.clamp(x, 0, x.shape[2:]), 1, True),
+    "how many channels": (lambda m, x: torch.clamp(x, 0, x.size(1)), 1, False),
+    "how many of all": (lambda m, x: torch.clamp(x, 0, x.size()), 1, False),
+    "no indices": (lambda m, x: F.max_pool1d(x, 2), 1, True),
+    "indices": (lambda m, x: F.max_pool1d(x, 2, return_indices=True), 1, False),
 }
+
+
+class Optional(nn.Module):
+    """Takes more than the images, if it is given."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 3), nn.Linear(3, 2)
+
+    def forward(self, x, features=False, scale: float = 1.0, mask=None, *others, name="last", **settings):
+        x = torch.relu(self.first(x))
+        if mask is not None:
+            x = x * mask
+        if features or scale != 1:
+            return x
+        return self.last(x) if name == "last" else x
+
+
+class Sized(nn.Module):
+    """Takes something besides that is no plain value."""
+
+    def forward(self, x, size=(1, 3)):
+        return x.view(size)
+
+
+def test_what_a_model_can_take_besides_is_at_its_default():
+    graph = trace(Optional())
+    assert [node.op for node in graph.nodes] == ["placeholder", "call_module", "call_function", "call_module", "output"]
+    assert [node.target for node in graph.nodes if node.op == "call_module"] == ["first", "last"]
+    optional = trace(nn.Sequential(Optional(), nn.Linear(2, 2)))
+    assert [node.op for node in optional.nodes].count("placeholder") == 1
+    assert sum(node.op == "placeholder" for node in trace(Sized()).nodes) == 2
+
+
+FLATTENED = {
+    "a size": lambda m, x: x.view(x.size(0), -1),
+    "a size by keyword": lambda m, x: x.view(x.size(dim=0), -1),
+    "a shape": lambda m, x: x.reshape(x.shape[0], -1),
+    "all sizes": lambda m, x: x.view(x.size()[0], -1),
+    "a tuple": lambda m, x: x.view((x.size(0), -1)),
+    "a list": lambda m, x: torch.reshape(x, [x.size(0), -1]),
+    "the size of the input": lambda m, x: torch.relu(m.first(x)).view(x.size(0), -1),
+}
+
+
+@pytest.mark.parametrize("case", FLATTENED)
+def test_a_reshape_that_keeps_the_batch_and_joins_the_rest_is_a_flattening(case):
+    *_, last, _ = trace(Written(FLATTENED[case])).nodes
+    assert last.target is torch.flatten and last.args[1:] == (1,) and not last.kwargs
+    assert not any(size_of(node) for node in last.graph.nodes)
+
+
+OTHERWISE = {
+    "channels": lambda m, x: x.view(x.size(1), -1),
+    "a number": lambda m, x: x.view(x.size(0), 12),
+    "three": lambda m, x: x.view(x.size(0), -1, 2),
+    "the first that is left": lambda m, x: x.view(-1, x.size(0)),
+    "the size of what was reshaped": lambda m, x: x.view(-1, 2).view(x.size(0), -1),
+    "the size of something else": lambda m, x: m.first(x).view(m.other(x).size(0), -1),
+}
+
+
+@pytest.mark.parametrize("case", OTHERWISE)
+def test_other_reshapes_stay_what_they_are(case):
+    *_, last, _ = trace(Written(OTHERWISE[case])).nodes
+    assert last.target == "view" and any(size_of(node) for node in last.graph.nodes)
 
 
 class Written(nn.Module):

@@ -190,6 +190,50 @@ def test_bottleneck_blocks_with_zero_gammas_train_alike():
     assert trains_alike(model, masks, (3, 32, 32), steps=10)[0].share < 0.9
 
 
+class WrittenOut(nn.Module):
+    """A residual network as it is often written: pooling and activations in code, sizes read off, a view at the end."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.norm = nn.Conv2d(3, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6)
+        self.inner, self.outer = nn.Conv2d(6, 6, 3, padding=1), nn.Conv2d(6, 6, 3, padding=1, bias=False)
+        self.last, self.shortcut = nn.BatchNorm2d(6), nn.Sequential()
+        self.hidden, self.classifier = nn.Linear(6 * 4, 7), nn.Linear(7, CLASSES)
+
+    def forward(self, x):
+        out = F.max_pool2d(F.relu(self.norm(self.stem(x))), 2)
+        inner = self.last(self.outer(F.relu6(self.inner(out))))
+        inner += self.shortcut(out)
+        out = F.avg_pool2d(F.relu(inner), 2)
+        return self.classifier(F.relu(self.hidden(out.view(out.size(0), -1))))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.4])
+def test_a_network_that_is_written_out_is_compacted(share):
+    model = disturbed(plain(WrittenOut().double()), share)
+    result, _ = trains_alike(model, random_masks(model, 0.3, 2), SHAPE)
+    assert result.share < 0.9
+
+
+@pytest.mark.parametrize(
+    ("activation", "kept"), [(F.relu, 11), (F.relu6, 11), (torch.sigmoid, 12), (F.softplus, 12), (F.gelu, 12)]
+)
+def test_an_activation_in_code_is_what_it_is_as_a_module(activation, kept):
+    class Activated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Linear(192, 12), nn.Linear(12, CLASSES)
+
+        def forward(self, x):
+            return self.last(activation(self.first(x.view(x.size(0), -1))))
+
+    torch.manual_seed(0)
+    model = plain(Activated().double())
+    result, _ = trains_alike(model, without(model, ("first.weight", 4)), SHAPE)
+    assert len(result.kept["first"]) == kept
+
+
 def test_of_a_depthwise_convolution_single_channels_go():
     """As in MobileNet: expand, filter each channel, project; dead and unread channels vanish whole."""
     torch.manual_seed(0)

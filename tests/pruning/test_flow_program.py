@@ -301,6 +301,48 @@ def test_sizes_may_be_lists_and_keywords():
     assert_same_shares(Pooled().double(), (3, 8, 8))
 
 
+IN_CODE = {
+    "maximum": lambda x: F.max_pool2d(x, 3, 2, padding=1),
+    "average": lambda x: F.avg_pool2d(x, kernel_size=(2, 3), stride=2, padding=1, count_include_pad=False),
+    "dropped": lambda x: F.dropout2d(F.leaky_relu(x), training=False),
+    "mean": lambda x: x.mean((2, 3)),
+    "mean of the last two": lambda x: torch.mean(x, [-1, -2], keepdim=True),
+}
+
+
+class PooledInCode(nn.Module):
+    """A convolution, whatever `code` does with it, a view that flattens, a linear layer."""
+
+    def __init__(self, code):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.code = nn.Conv2d(3, 4, 3, padding=1), code
+        self.last = nn.Linear(code(torch.zeros(1, 4, 9, 9)).numel(), 2)
+        self.double()
+
+    def forward(self, x):
+        x = self.code(F.relu(self.first(x)))
+        return self.last(x.view(x.size(0), -1))
+
+
+@pytest.mark.parametrize("name", IN_CODE)
+def test_pooling_and_reshaping_in_code_is_what_it_is_as_modules(name):
+    assert_same_shares(PooledInCode(IN_CODE[name]), (3, 9, 9))
+
+
+AS_IT_IS = {
+    "rows and columns in turn": lambda x: x.mean(3).mean(2),
+    "a size": lambda x: F.avg_pool2d(x, x.size(3)),
+    "a ceiling": lambda x: F.max_pool2d(x, 2, ceil_mode=True),
+    "a divisor": lambda x: F.avg_pool2d(x, 3, divisor_override=2),
+}
+
+
+@pytest.mark.parametrize("name", AS_IT_IS)
+def test_other_pooling_in_code_is_run_as_it_is(name):
+    assert_run_as_it_is(PooledInCode(AS_IT_IS[name]), (3, 9, 9))
+
+
 def test_a_window_larger_than_the_map_is_one_sentence():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AvgPool2d(50), nn.Flatten(), nn.Linear(4, 2))
     with pytest.raises(ValueError, match="cannot take an input of shape"):
