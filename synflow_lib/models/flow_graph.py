@@ -104,7 +104,8 @@ def flow_graph(model: nn.Module, input_shape: Sequence[int], traced: fx.Graph | 
     """Turn `model` into its flow graph; `input_shape` is that of one example, without the batch.
 
     Works for chains and residual networks made of convolutions, linear layers, BatchNorm, activations, pooling and
-    sums, as modules or in code: this library's models, torchvision's vgg, alexnet, resnet, resnext, regnet_x, mobilenet_v2 and mnasnet.
+    sums, as modules or in code: this library's models, torchvision's vgg, alexnet, resnet, resnext, regnet_x,
+    mobilenet_v2 and mnasnet.
     Raises InputError, naming the operation, for anything else; also for forward hooks, and where units and tensors do
     not match: a linear layer along one dimension of several, a partial flattening, a sum of different shapes.
     """
