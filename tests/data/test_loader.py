@@ -213,6 +213,18 @@ def test_scoring_examples_are_distinct_augmented_and_reproducible(dataset: data.
     assert not all(torch.equal(a[0], b[0]) for a, b in zip(batches, other, strict=True))
 
 
+def test_scoring_may_take_every_image_one_by_one_and_shifts_by_four_pixels_at_most(dataset: data.Dataset) -> None:
+    identity = torch.arange(12, dtype=torch.uint8).add(1)[:, None, None, None].expand(12, 3, 8, 8)
+    dataset, margins = dataclasses.replace(dataset, train_images=identity), set()
+    for seed in range(20):
+        batches = data.scoring_batches(dataset, per_class=4, batch_size=1, seed=seed)
+        assert len(batches) == len(dataset.train_labels) == 12
+        for images, _ in batches:
+            pixels = (images[0, 0] * dataset.spec.std[0] + dataset.spec.mean[0]) * 255
+            margins |= {int((pixels.amax(side) < 0.5).sum()) for side in (0, 1)}
+    assert margins == {0, 1, 2, 3, 4}
+
+
 def test_bad_numbers_are_named_before_the_first_batch(dataset: data.Dataset, generator: torch.Generator) -> None:
     with pytest.raises(InputError, match="batch_size must be 1 or more, not 0"):
         data.train_batches(dataset, 0, generator)

@@ -199,5 +199,19 @@ def test_what_the_graph_cannot_follow_is_named(model, sentence):
         flow_graph(model, (3,))
 
 
+class TwoInputs(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 3), nn.Linear(3, 3)
+
+    def forward(self, x, y):
+        return self.first(x) + self.second(y)
+
+
+def test_a_second_input_is_refused():
+    with pytest.raises(InputError, match=r"no rule for the operation %y : .*placeholder"):
+        flow_graph(TwoInputs(), (3,))
+
+
 def test_mlp_units_are_its_neurons():
     assert flow_graph(mlp(), SHAPE).sizes == [3, 12, 9, 7, 5]

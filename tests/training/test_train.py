@@ -40,17 +40,23 @@ def test_best_and_last_are_both_kept():
 def test_it_is_plain_stochastic_gradient_descent(toy_data):
     """The loop against torch.optim written out naively, in float64 and to the last bits."""
     model, reference = conv_chain(), conv_chain()
-    recipe = replace(RECIPE, schedule="steps", milestones=(1, 2), gamma=0.5, label_smoothing=0.1)
-    train(model, toy_data, recipe, seed=4, device="cpu", speed=Speed())
-    optimiser = torch.optim.SGD(reference.parameters(), 0.05, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    recipe = replace(RECIPE, schedule="steps", batch_size=48, milestones=(1, 2), gamma=0.5, label_smoothing=0.1)
+    history = train(model, toy_data, recipe, seed=4, device="cpu", speed=Speed())
+    optimiser, means = torch.optim.SGD(reference.parameters(), 0.05, momentum=0.9, nesterov=True, weight_decay=5e-4), []
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimiser, [1, 2], 0.5)
     with devices.seeded(4, torch.device("cpu")) as generator:
         for _ in range(3):
-            for images, labels in data.train_batches(toy_data, 32, generator):
+            losses = []
+            for images, labels in data.train_batches(toy_data, 48, generator):
                 optimiser.zero_grad()
-                F.cross_entropy(reference(images.double()), labels, label_smoothing=0.1).backward()
+                loss = F.cross_entropy(reference(images.double()), labels, label_smoothing=0.1)
+                loss.backward()
                 optimiser.step()
+                losses += [loss.item()] * len(labels)
+            means.append(sum(losses) / len(toy_data.train_labels))
             schedule.step()
+    assert len(toy_data.train_labels) % 48, "the last batch is smaller, and counts for less"
+    assert [row["train_loss"] for row in history.curve[1:]] == pytest.approx(means, rel=1e-6)
     for ours, theirs in zip(weights(model), weights(reference), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
 
