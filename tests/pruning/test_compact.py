@@ -217,13 +217,22 @@ def test_a_network_that_is_written_out_is_compacted(share):
 
 
 @pytest.mark.parametrize(
-    ("activation", "kept"), [(F.relu, 11), (F.relu6, 11), (torch.sigmoid, 12), (F.softplus, 12), (F.gelu, 12)]
+    ("activation", "bias", "kept"),
+    [
+        (F.relu, True, 11),
+        (F.relu6, True, 11),
+        (F.gelu, True, 12),
+        (F.gelu, False, 11),
+        (torch.sigmoid, False, 12),
+        (lambda x: x.sigmoid(), False, 12),
+        (F.softplus, False, 12),
+    ],
 )
-def test_an_activation_in_code_is_what_it_is_as_a_module(activation, kept):
+def test_an_activation_in_code_is_what_it_is_as_a_module(activation, bias, kept):
     class Activated(nn.Module):
         def __init__(self):
             super().__init__()
-            self.first, self.last = nn.Linear(192, 12), nn.Linear(12, CLASSES)
+            self.first, self.last = nn.Linear(192, 12, bias=bias), nn.Linear(12, CLASSES)
 
         def forward(self, x):
             return self.last(activation(self.first(x.view(x.size(0), -1))))
@@ -265,6 +274,17 @@ def test_of_a_grouped_convolution_whole_groups_go():
     result, _ = trains_alike(model, dead, SHAPE)
     assert result.kept["stem"].tolist() == [0, 2, 3, 4, 5]
     assert result.kept["depthwise"].tolist() == [0, 1, *range(4, 12)]
+
+
+def test_what_stays_for_its_group_alone_keeps_what_it_reads():
+    torch.manual_seed(0)
+    first = [nn.Conv2d(3, 3, 1), nn.ReLU(), nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU()]
+    model = nn.Sequential(*first, nn.Conv2d(4, 2, 1, groups=2), nn.ReLU(), nn.Flatten(), nn.Linear(128, CLASSES))
+    model = disturbed(model.double())
+    only = [("2.weight", ([0, 2, 3], 2)), ("2.weight", (1, [0, 1]))]  # unit 2 leads to channel 1 alone, which
+    masks = without(model, *only, ("5.weight", (0, 1)))  # nobody reads, but its group has channel 0 too
+    result, _ = trains_alike(model, masks, SHAPE)
+    assert result.share == 1 and result.kept["0"].tolist() == [0, 1, 2]
 
 
 def test_a_grouped_branch_without_signal_keeps_one_group():
