@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from synflow_lib.errors import InputError
-from synflow_lib.models.tracing import hooked, reads_only, size_of, trace
+from synflow_lib.models.tracing import hooked, only_ends, reads_only, size_of, trace
 
 BATCH_NORM = nn.modules.batchnorm._BatchNorm
 CONVOLUTION = nn.modules.conv._ConvNd
@@ -103,9 +103,9 @@ def per_edge(layer: Layer, weight_saliency: Tensor, graph: FlowGraph) -> Tensor:
 def flow_graph(model: nn.Module, input_shape: Sequence[int], traced: fx.Graph | None = None) -> FlowGraph:
     """Turn `model` into its flow graph; `input_shape` is that of one example, without the batch.
 
-    Works for chains and residual networks made of convolutions, linear layers, BatchNorm, activations, pooling and
-    sums, as modules or in code: this library's models, torchvision's vgg, alexnet, resnet, resnext, regnet_x,
-    mobilenet_v2 and mnasnet.
+    Works for chains and residual networks made of convolutions, linear layers, BatchNorm, activations, pooling, sums
+    and a softmax at the end, as modules or in code: this library's models, torchvision's vgg, alexnet, resnet, resnext,
+    regnet_x, mobilenet_v2 and mnasnet.
     Raises InputError, naming the operation, for anything else; also for forward hooks, and where units and tensors do
     not match: a linear layer along one dimension of several, a partial flattening, a sum of different shapes.
     """
@@ -148,6 +148,8 @@ class _Builder:
                 self.rank[node] = len(self.input_shape) + 1
             elif node.op == "output":
                 end = self.value[self._one_tensor(node)]
+            elif only_ends(node, self.modules.get(node.target)) and node.args:
+                self.value[node], self.rank[node] = self.value[node.args[0]], self.rank[node.args[0]]
             elif node.op == "call_module":
                 self.value[node] = self._module(node)
             elif size_of(node) is None:

@@ -16,6 +16,8 @@ TENSORS_AND_MODULES = {"_parameters", "_buffers", "_modules"}
 UNDERSTOOD = {"inplace", "negative_slope", "p", "training", "memory_format", "start_dim", "end_dim", "output_size"}
 UNDERSTOOD |= {"dim", "keepdim", "kernel_size", "stride", "padding", "dilation", "ceil_mode", "count_include_pad"}
 RESHAPES = {"view", "reshape", torch.reshape}
+PROBABLE = (nn.Softmax, nn.LogSoftmax, nn.Sigmoid, nn.LogSigmoid)
+PROBABILITIES = {"softmax", "log_softmax", "sigmoid", "log_sigmoid"}  # what they and functions call
 
 
 @contextmanager
@@ -127,6 +129,13 @@ def trace(model: nn.Module) -> fx.Graph:
     """The `operations` of `model` in eval mode."""
     with eval_mode(model):
         return operations(model)
+
+
+def only_ends(node: fx.Node, module: nn.Module | None) -> bool:
+    """Whether `node` makes probabilities, or their logarithms, of the outputs, and nothing reads them."""
+    name = getattr(node.target, "__name__", node.target)
+    makes = isinstance(module, PROBABLE) if module else node.op.startswith("call") and name in PROBABILITIES
+    return makes and all(user.op == "output" for user in node.users)
 
 
 def hooked(model: nn.Module) -> list[str]:

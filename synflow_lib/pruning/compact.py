@@ -30,14 +30,14 @@ from torch.nn import functional as F
 
 from synflow_lib.errors import InputError
 from synflow_lib.models.flow_graph import SUMS, FlowGraph, Layer, Scale, flow_graph, per_edge
-from synflow_lib.models.tracing import size_of, trace
+from synflow_lib.models.tracing import PROBABILITIES, PROBABLE, size_of, trace
 from synflow_lib.pruning.masks import Masks, apply_masks, check_masks
 from synflow_lib.pruning.state import example_shape
 
 RELU = {torch.relu, F.relu, F.relu6, "relu"}
 RELU_MODULES = (nn.ReLU, nn.ReLU6)  # at 0 both have the derivative 0
-NOT_ZERO_AT_ZERO = (nn.Sigmoid, nn.Softplus)
-NOT_ZERO_AT_ZERO_CALLS = {torch.sigmoid, F.sigmoid, F.softplus, "sigmoid"}
+NOT_ZERO_AT_ZERO = (*PROBABLE, nn.Softplus)
+NOT_ZERO_AT_ZERO_CALLS = {*PROBABILITIES, "softplus"}
 Index = tuple[Tensor, ...]  # the places kept along the first dimensions of a tensor
 
 
@@ -188,7 +188,9 @@ def _kind(operation: object, name: object) -> str:
         return "relu"
     if isinstance(operation, nn.PReLU) and operation.num_parameters > 1:
         raise InputError(f"{name!r} has a slope for every channel, which cannot be compacted")
-    other = isinstance(operation, NOT_ZERO_AT_ZERO) or operation in NOT_ZERO_AT_ZERO_CALLS
+    other = (
+        isinstance(operation, NOT_ZERO_AT_ZERO) or getattr(operation, "__name__", operation) in NOT_ZERO_AT_ZERO_CALLS
+    )
     return "other" if other else "zero to zero"
 
 

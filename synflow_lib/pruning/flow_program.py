@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from synflow_lib.errors import InputError
 from synflow_lib.models.flow_graph import BATCH_NORM, FLATTEN, MEANS, SUMS, flattens_from, means_over
-from synflow_lib.models.tracing import hooked, reads_only
+from synflow_lib.models.tracing import hooked, only_ends, reads_only
 from synflow_lib.pruning.flow_steps import (
     Affine,
     Average,
@@ -186,6 +186,9 @@ class _Compiler:
                     raise _NoRule
                 kinds = torch.zeros(size or (1, 1), dtype=torch.long)
                 values[node] = _Map(0, kinds, channels, not size)
+                continue
+            if only_ends(node, self.modules.get(node.target)) and node.args:
+                values[node] = values[node.args[0]]
                 continue
             number = 2 if node.target in SUMS else 1
             if not reads_only(node, number):

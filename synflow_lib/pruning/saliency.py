@@ -19,6 +19,7 @@ from synflow_lib.pruning.state import (
     absolute_state,
     as_input,
     example_shape,
+    flow_outputs,
     forward,
     masked_state,
     prunable,
@@ -199,7 +200,7 @@ def synaptic_flow(
     shape, state = example_shape(input_shape), _flow_state(model, masks, torch.float64, train_mode, bypass_norm)
     ones = torch.ones(1, *shape, dtype=torch.float64, device=_like(model).device)
     with scoring_mode(model, train_mode), torch.no_grad():
-        return float(forward(model, state, ones).sum())
+        return float(flow_outputs(model, state, ones).sum())
 
 
 def _flow_state(
@@ -217,7 +218,8 @@ def synflow(
     """SynFlow (Tanaka et al. 2020, eq. 3): saliency of R = 1' (prod_l |theta_l|) 1, one input of ones, no data.
 
     The network is that of `absolute_state`. So a trained network is scored with its |bias|, |gamma|, |beta| and
-    running variances, and with running means of zero, as they are at initialisation. `bypass_norm` makes every
+    running variances, and with running means of zero, as they are at initialisation. The outputs that R sums are those
+    in front of a softmax, log-softmax or sigmoid that the network may end with. `bypass_norm` makes every
     BatchNorm the identity instead: the way to score residual blocks whose last scale begins at zero. Where LayerNorm
     or attention subtract, paths count negative, and R too may be: the scores are the absolute values. For which
     networks they are conserved `theory.assumptions` says; a call without masks warns of layers that score 0 throughout.
@@ -237,7 +239,7 @@ def synflow(
         leaves = _leaves(model, state, parameters)
         with scoring_mode(model, train_mode), torch.enable_grad():
             ones = torch.ones(1, *input_shape, dtype=dtype, device=like.device)
-            flow = forward(model, state, ones).sum()
+            flow = flow_outputs(model, state, ones).sum()
             gradients = torch.autograd.grad(flow, list(leaves.values()), **UNUSED)
         scores = {name: (leaf * g).detach().abs() for (name, leaf), g in zip(leaves.items(), gradients, strict=True)}
         finite = all(bool(score.isfinite().all()) for score in scores.values())

@@ -12,10 +12,11 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.overrides import TorchFunctionMode
 
 from synflow_lib.errors import InputError
 from synflow_lib.models.flow_graph import BATCH_NORM, CONVOLUTION
-from synflow_lib.models.tracing import attributes_kept, eval_mode
+from synflow_lib.models.tracing import PROBABILITIES, attributes_kept, eval_mode
 
 NORMALISATION = (BATCH_NORM, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.instancenorm._InstanceNorm)
 PROJECTIONS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")  # of attention, those it has
@@ -153,6 +154,30 @@ def forward(model: nn.Module, state: dict[str, Tensor], x: Tensor) -> Tensor:
     if not isinstance(output, Tensor):
         raise InputError(f"{type(model).__name__} must return one tensor to be scored, not {type(output).__name__}")
     return output
+
+
+def flow_outputs(model: nn.Module, state: dict[str, Tensor], x: Tensor) -> Tensor:
+    """`forward`, but for a softmax, log-softmax or sigmoid that the network ends with: what comes in front of it.
+
+    Of such outputs the sum is a constant, falls where values grow, or is saturated: it says nothing of paths.
+    """
+    with _Probabilities() as made:
+        output = forward(model, state, x)
+    return next((before for result, before in made.of if result is output), output)
+
+
+class _Probabilities(TorchFunctionMode):
+    """Notes what probabilities are made of while it lasts."""
+
+    def __init__(self):
+        super().__init__()
+        self.of: list[tuple[Tensor, Tensor]] = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if getattr(func, "__name__", "") in PROBABILITIES:
+            self.of.append((result, args[0] if args else kwargs["input"]))
+        return result
 
 
 def absolute_state(

@@ -22,10 +22,10 @@ from torch import fx, nn
 from synflow_lib import devices
 from synflow_lib.errors import InputError
 from synflow_lib.models.flow_graph import BATCH_NORM
-from synflow_lib.models.tracing import trace
+from synflow_lib.models.tracing import only_ends, trace
 from synflow_lib.pruning.compact import check_compactable
 from synflow_lib.pruning.flow_network import FlowNetwork
-from synflow_lib.pruning.state import absolute_state, forward, scoring_mode
+from synflow_lib.pruning.state import absolute_state, flow_outputs, scoring_mode
 
 # Operations go by one name, as module (MaxPool2d), function (max_pool2d) or method (relu_): maxpool, relu.
 # On the nonnegative numbers that SynFlow sends ELU, CELU and SELU are linear too; for the saliency of a loss they fail.
@@ -121,7 +121,7 @@ def _deviations(
         smaller = {name: (size * value).requires_grad_() for name, value in added.items()}
         leaves = [x, *smaller.values()]
         with scoring_mode(model, False), torch.enable_grad():
-            flow = forward(model, state | smaller, x).sum()
+            flow = flow_outputs(model, state | smaller, x).sum()
             gradients = torch.autograd.grad(flow, leaves, allow_unused=True, materialize_grads=True)
         leaving = flow.detach()
         if not 0 < leaving.abs() < torch.inf:
@@ -215,6 +215,8 @@ class _Reader:
         kind, where = re.sub(r"(\dd)?_?$", "", name).lower().replace("_", ""), str(node.target if module else node)
         if re.fullmatch(SIZE, kind):
             return False
+        if only_ends(node, module):
+            return True
         why = next((why for why, names in BREAKS.items() if re.fullmatch(names, kind)), None)
         if why:
             self._break(kind, name, why, where)

@@ -1,0 +1,98 @@
+"""A softmax, log-softmax or sigmoid that a network ends with is no part of its flow: that is of what comes in front."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from toys import SHAPE, conv_chain
+
+from synflow_lib.models.flow_graph import flow_graph
+from synflow_lib.pruning import apply_masks, compact, connected, prunable, prune, synaptic_flow, synflow
+from synflow_lib.pruning.flow_network import FlowNetwork
+from synflow_lib.theory import assumptions
+
+MODULES = {"softmax": nn.Softmax(1), "log-softmax": nn.LogSoftmax(dim=-1), "sigmoid": nn.Sigmoid()}
+CODE = {
+    "softmax in code": lambda x: F.softmax(x, dim=1),
+    "a method": lambda x: x.log_softmax(1),
+    "log-softmax in code": lambda x: F.log_softmax(x, 1),
+    "sigmoid in code": torch.sigmoid,
+    "log-sigmoid": F.logsigmoid,
+}
+
+
+class Ended(nn.Module):
+    """The chain under the names that it has alone, and what `end` makes of its outputs."""
+
+    def __init__(self, end, chain=None):
+        super().__init__()
+        for name, module in (chain or conv_chain()).named_children():
+            self.add_module(name, module)
+        self.end = end
+
+    def forward(self, x):
+        for name, module in self.named_children():
+            if name != "end":
+                x = module(x)
+        return self.end(x)
+
+
+@pytest.mark.parametrize("name", [*MODULES, *CODE])
+def test_synflow_scores_what_comes_in_front(name):
+    model, plain = Ended({**MODULES, **CODE}[name]), conv_chain()
+    expected, scores = synflow(plain, input_shape=SHAPE), synflow(model, input_shape=SHAPE)
+    assert all(torch.equal(scores[layer], score) for layer, score in expected.items()) and len(scores) == len(expected)
+    assert synaptic_flow(model, input_shape=SHAPE) == synaptic_flow(plain, input_shape=SHAPE)
+    assert FlowNetwork(model, SHAPE).program is not None
+    masks = prune(model, "synflow", 8, input_shape=SHAPE)
+    assert all(torch.equal(masks[layer], mask) for layer, mask in prune(plain, "synflow", 8, input_shape=SHAPE).items())
+    assert connected(model, masks, SHAPE)
+    cut = {**masks, "4.weight": torch.zeros_like(masks["4.weight"])}
+    assert not connected(model, cut, SHAPE)
+    found = assumptions(model, SHAPE)
+    assert found.holds and found.worst <= 1e-12
+
+
+@pytest.mark.parametrize("name", [*MODULES, *CODE])
+def test_the_flow_graph_and_compact_follow_it(name):
+    model = Ended({**MODULES, **CODE}[name])
+    assert flow_graph(model, SHAPE).sizes == flow_graph(conv_chain(), SHAPE).sizes
+    masks = prune(model, "synflow", 30, input_shape=SHAPE)
+    small, x = compact(model, masks, SHAPE), torch.randn(4, *SHAPE, dtype=torch.float64)
+    assert small.share < 0.9
+    torch.testing.assert_close(small.model(x), apply_masks(model, masks)(x), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("between", [nn.Sigmoid, nn.Softplus, lambda: nn.Softmax(1)])
+def test_what_does_not_end_the_network_is_part_of_it(between):
+    torch.manual_seed(0)
+    layers = [nn.Flatten(), nn.Linear(192, 6), between(), nn.Linear(6, 4)]
+    model = nn.Sequential(*layers).double()
+    assert not assumptions(model, SHAPE).holds
+    weights = {name: weight.abs() for name, weight in model.named_parameters()}
+    leaves = [weights[name].detach().requires_grad_() for name in prunable(model)]
+    state = weights | dict(zip(prunable(model), leaves, strict=True))
+    flow = torch.func.functional_call(model, state, (torch.ones(1, *SHAPE, dtype=torch.float64),)).sum()
+    for leaf, gradient, score in zip(
+        leaves, torch.autograd.grad(flow, leaves), synflow(model, input_shape=SHAPE).values(), strict=True
+    ):
+        torch.testing.assert_close(score, (leaf * gradient).abs().detach())
+
+
+def test_a_gate_that_is_multiplied_is_part_of_the_network():
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.first, self.last = nn.Linear(5, 4, bias=False), nn.Linear(4, 3, bias=False)
+
+        def forward(self, x):
+            gate = torch.sigmoid(self.last(torch.relu(self.first(x))))
+            return gate * gate
+
+    model = Both().double()
+    leaves = [weight.detach().abs().requires_grad_() for weight in model.parameters()]
+    hidden = leaves[1] @ (leaves[0] @ torch.ones(5, dtype=torch.float64))
+    expected = torch.autograd.grad(hidden.sigmoid().square().sum(), leaves)
+    for leaf, gradient, score in zip(leaves, expected, synflow(model, input_shape=(5,)).values(), strict=True):
+        torch.testing.assert_close(score, (leaf * gradient).abs().detach())
