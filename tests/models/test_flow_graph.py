@@ -191,7 +191,7 @@ def test_whatever_flattens_all_but_the_batch_is_followed():
         (hooked(lambda model: model.register_forward_hook), "'Sequential' has a forward hook"),
         (Multiplied(), "no rule for the operation"),
         (Branching(), "cannot be traced"),
-        (nn.Sequential(nn.Linear(3, 3), nn.Softmax(1)), "no rule for Softmax"),
+        (nn.Sequential(nn.Linear(3, 3), nn.Softmax(1), nn.Linear(3, 3)), "no rule for Softmax"),
     ],
 )
 def test_what_the_graph_cannot_follow_is_named(model, sentence):
