@@ -29,8 +29,11 @@ def prunable(model: nn.Module) -> dict[str, nn.Parameter]:
     """Return the weights that are pruned: those of every convolution and linear map, in the model's order.
 
     Biases, normalisation and embeddings are not; shortcut convolutions, attention and the classifier are. A weight
-    that is shared counts once, under the name that `named_parameters` gives it. Raises InputError where there is none.
+    that is shared counts once, under the name that `named_parameters` gives it. Raises InputError where there is none,
+    and for a model that is wrapped to run on several devices.
     """
+    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        raise InputError(f"{type(model).__name__} only wraps a model: prune what is in it, its .module")
     found: dict[str, nn.Parameter] = {}
     names = {parameter: name for name, parameter in model.named_parameters()}
     for module in model.modules():
@@ -259,6 +262,18 @@ def warn_zero_scales(model: nn.Module, stacklevel: int = 3) -> bool:
             stacklevel=stacklevel,
         )
     return bool(scales or weights)
+
+
+def warn_computed(model: nn.Module) -> None:
+    """Warn of convolutions and linear layers whose weights are no parameters, so that they are not pruned."""
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear | CONVOLUTION)}
+    computed = [name or type(layer).__name__ for name, layer in layers.items() if "weight" not in layer._parameters]
+    if computed:
+        warnings.warn(
+            f"the weights of {_some(computed)} are no parameters, but made of others (by weight norm, another "
+            "parametrization, torch.nn.utils.prune), so they are not pruned: make them parameters first",
+            stacklevel=3,
+        )
 
 
 def warn_unscored(model: nn.Module, unscored: Collection[str], bypass_norm: bool = False) -> None:

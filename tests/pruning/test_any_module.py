@@ -290,6 +290,30 @@ def test_a_computed_weight_is_not_drawn_silently():
     assert torch.equal(model[2].weight, before)
 
 
+@pytest.mark.parametrize("made", ["weight norm", "torch prune", "buffer"])
+def test_weights_that_are_no_parameters_stay_and_the_user_is_told(made):
+    model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
+    if made == "weight norm":
+        parametrizations.weight_norm(model[0])
+    elif made == "torch prune":
+        torch_prune.identity(model[0], "weight")
+    else:
+        weight = model[0].weight.detach()
+        del model[0].weight
+        model[0].register_buffer("weight", weight)
+    with pytest.warns(UserWarning, match="the weights of 0 are no parameters.* not pruned"):
+        masks = prune(model, "magnitude", 3)
+    assert list(masks) == ["2.weight"] and masks.kept == 5
+
+
+def test_a_model_that_is_wrapped_for_several_devices_is_to_be_unwrapped():
+    model = nn.DataParallel(nn.Linear(6, 5))
+    for method in ("magnitude", "synflow"):
+        with pytest.raises(InputError, match=r"DataParallel only wraps a model: .* \.module"):
+            prune(model, method, 3, input_shape=(6,))
+    assert prune(model.module, "synflow", 3, input_shape=(6,)).kept == 10
+
+
 class Remembers(nn.Module):
     """Keeps what it computed, and counts how often it was run."""
 
