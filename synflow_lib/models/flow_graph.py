@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from synflow_lib.errors import InputError
-from synflow_lib.models.tracing import hooked, only_ends, reads_only, size_of, trace
+from synflow_lib.models.tracing import RESHAPES, hooked, only_ends, reads_only, reshaped_to, size_of, trace
 
 BATCH_NORM = nn.modules.batchnorm._BatchNorm
 CONVOLUTION = nn.modules.conv._ConvNd
@@ -31,16 +31,17 @@ KEEPS_CHANNELS = (
     *(nn.Tanh, nn.Sigmoid, nn.Softplus),
 )
 KEEPS_CHANNELS_CALLS = {
-    *(torch.flatten, F.dropout, F.dropout1d, F.dropout2d, F.dropout3d),
+    *(torch.flatten, torch.reshape, F.dropout, F.dropout1d, F.dropout2d, F.dropout3d),
     *(F.max_pool1d, F.max_pool2d, F.max_pool3d, F.avg_pool1d, F.avg_pool2d, F.avg_pool3d),
     *(F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d),
     *(F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d),
     *(torch.relu, F.relu, F.relu6, F.leaky_relu, F.selu, F.gelu, F.silu, F.mish, F.hardswish),
     *(torch.tanh, F.tanh, torch.sigmoid, F.sigmoid, F.softplus),
 }
-FLATTEN, RESHAPES = {torch.flatten, "flatten"}, {"view", "reshape"}
+FLATTEN = {torch.flatten, "flatten"}
 KEEPS_CHANNELS_METHODS = {"relu", "flatten", "contiguous", "view", "reshape", "tanh", "sigmoid"}
 MEANS = {torch.mean, "mean"}
+INPUT = 0  # the first group that is met; all its units stay, whatever is cut out behind them
 SUMS = {operator.add, operator.iadd, torch.add}
 
 
@@ -194,7 +195,8 @@ class _Builder:
             before = self._one_tensor(node)
             self.rank[node] = self.rank[before]
             if node.target in RESHAPES:
-                self.reshapes, self.rank[node] = True, self._reshaped_rank(node)
+                self.reshapes |= self.find(self.value[before]) != INPUT
+                self.rank[node] = self._reshaped_rank(node)
             elif node.target in FLATTEN:
                 self.rank[node] = self._flat_rank(None, node)
             return self.value[before]
@@ -219,7 +221,7 @@ class _Builder:
         return self.value[before]
 
     def _reshaped_rank(self, node: fx.Node) -> int:
-        sizes = node.args[1] if len(node.args) == 2 and isinstance(node.args[1], Sequence) else node.args[1:]
+        sizes = reshaped_to(node)
         if not sizes or not all(isinstance(size, int) for size in sizes):
             raise InputError(f"the flow graph cannot follow {node.format_node()}: it must name sizes")
         return len(sizes)

@@ -2,7 +2,7 @@
 
 import inspect
 import operator
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 
@@ -89,18 +89,25 @@ def _with_one_argument(graph: fx.Graph) -> fx.Graph:
 
 
 def _flattening(graph: fx.Graph) -> fx.Graph:
-    """Write reshapes that flatten as what they are, and leave out the sizes that nothing reads any more."""
+    """Write reshapes that flatten as what they are, x.view(x.size(0), 9) as x.view((-1, 9)); drop sizes nobody reads."""
     for node in graph.nodes:
         if node.target in RESHAPES and node.args and not node.kwargs:
-            x, *sizes = node.args
-            sizes = sizes[0] if len(sizes) == 1 and isinstance(sizes[0], tuple | list) else sizes
+            x, sizes = node.args[0], reshaped_to(node)
             of, dimension = (len(sizes) == 2 and size_of(sizes[0])) or (None, None)
             if dimension == 0 and sizes[1] == -1 and _same_batch(x, of):
                 node.op, node.target, node.args = "call_function", torch.flatten, (x, 1)
+            elif dimension == 0 and isinstance(sizes[1], int) and _same_batch(x, of):
+                node.args = (x, (-1, sizes[1]))
     for node in reversed(graph.nodes):
         if size_of(node) and not node.users:
             graph.erase_node(node)
     return graph
+
+
+def reshaped_to(node: fx.Node) -> list[object]:
+    """The sizes that a reshape is given, one by one or together."""
+    together = len(node.args) == 2 and isinstance(node.args[1], Sequence)
+    return list(node.args[1] if together else node.args[1:])
 
 
 def _same_batch(node: fx.Node, other: fx.Node) -> bool:

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from synflow_lib.errors import InputError
 from synflow_lib.models.flow_graph import BATCH_NORM, FLATTEN, MEANS, SUMS, flattens_from, means_over
-from synflow_lib.models.tracing import hooked, only_ends, reads_only
+from synflow_lib.models.tracing import RESHAPES, hooked, only_ends, reads_only, reshaped_to
 from synflow_lib.pruning.flow_steps import (
     Affine,
     Average,
@@ -248,6 +248,8 @@ class _Compiler:
         if node.target in LEFT_OUT_CALLS:
             return before[0]
         if node.target in FLATTEN and flattens_from(None, node) == (1, -1):
+            return before[0]._replace(flat=True)
+        if node.target in RESHAPES and reshaped_to(node) == [-1, before[0].channels * before[0].kinds.numel()]:
             return before[0]._replace(flat=True)
         plain = not before[0].flat and len(node.all_input_nodes) == 1  # and no size of another value
         if node.target in POOLS and plain and len(node.args) <= BEFORE_FLAGS:

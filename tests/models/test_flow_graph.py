@@ -145,6 +145,24 @@ POOLED = {
     "dropout": lambda x: F.dropout2d(x, training=False),
     "as it is": lambda x: x,
 }
+
+
+@pytest.mark.parametrize("reshape", [lambda x: x.view(-1, 192), lambda x: torch.reshape(x, (x.size(0), 192))])
+def test_sizes_that_the_code_names_matter_behind_the_input_alone(reshape):
+    class Viewed(nn.Module):
+        def __init__(self, late):
+            super().__init__()
+            self.first = nn.Conv2d(3, 3, 1) if late else nn.Identity()
+            self.last = nn.Linear(192, 2)
+
+        def forward(self, x):
+            return self.last(reshape(self.first(x)))
+
+    early, late = (flow_graph(Viewed(late), (3, 8, 8)) for late in (False, True))
+    assert not early.reshapes and early.sizes == [3, 2]
+    assert late.reshapes and late.sizes == [3, 3, 2]
+
+
 MORE = {
     "a reshape to sizes": (lambda x: x.view(x.size(0), 4, -1), "cannot follow 'view': use flatten"),
     "indices": (lambda x: F.max_pool2d(x, 2, return_indices=True)[0], "no rule for the operation"),

@@ -145,12 +145,17 @@ def test_a_reshape_that_keeps_the_batch_and_joins_the_rest_is_a_flattening(case)
 
 OTHERWISE = {
     "channels": lambda m, x: x.view(x.size(1), -1),
-    "a number": lambda m, x: x.view(x.size(0), 12),
     "three": lambda m, x: x.view(x.size(0), -1, 2),
     "the first that is left": lambda m, x: x.view(-1, x.size(0)),
     "the size of what was reshaped": lambda m, x: x.view(-1, 2).view(x.size(0), -1),
     "the size of something else": lambda m, x: m.first(x).view(m.other(x).size(0), -1),
 }
+
+
+def test_the_batch_and_a_number_are_what_is_left_and_that_number():
+    *_, last, _ = trace(Written(lambda m, x: m.first(x).view(x.size(0), 12))).nodes
+    assert last.target == "view" and last.args[1:] == ((-1, 12),)
+    assert not any(size_of(node) for node in last.graph.nodes)
 
 
 @pytest.mark.parametrize("case", OTHERWISE)

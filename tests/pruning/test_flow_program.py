@@ -306,6 +306,8 @@ IN_CODE = {
     "average": lambda x: F.avg_pool2d(x, kernel_size=(2, 3), stride=2, padding=1, count_include_pad=False),
     "dropped": lambda x: F.dropout2d(F.leaky_relu(x), training=False),
     "mean": lambda x: x.mean((2, 3)),
+    "a number": lambda x: x.view(-1, 324),
+    "a number and the batch": lambda x: torch.reshape(x, (x.size(0), 324)),
     "mean of the last two": lambda x: torch.mean(x, [-1, -2], keepdim=True),
 }
 
