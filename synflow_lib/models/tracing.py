@@ -89,7 +89,7 @@ def _with_one_argument(graph: fx.Graph) -> fx.Graph:
 
 
 def _flattening(graph: fx.Graph) -> fx.Graph:
-    """Write reshapes that flatten as what they are, x.view(x.size(0), 9) as x.view((-1, 9)); drop sizes nobody reads."""
+    """Write reshapes that flatten as what they are, x.view(x.size(0), 9) as x.view((-1, 9)); drop unread sizes."""
     for node in graph.nodes:
         if node.target in RESHAPES and node.args and not node.kwargs:
             x, sizes = node.args[0], reshaped_to(node)
