@@ -149,7 +149,7 @@ class _Builder:
                 self.rank[node] = len(self.input_shape) + 1
             elif node.op == "output":
                 end = self.value[self._one_tensor(node)]
-            elif only_ends(node, self.modules.get(node.target)) and node.args:
+            elif only_ends(node, self.modules):
                 self.value[node], self.rank[node] = self.value[node.args[0]], self.rank[node.args[0]]
             elif node.op == "call_module":
                 self.value[node] = self._module(node)

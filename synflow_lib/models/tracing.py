@@ -138,11 +138,13 @@ def trace(model: nn.Module) -> fx.Graph:
         return operations(model)
 
 
-def only_ends(node: fx.Node, module: nn.Module | None) -> bool:
+def only_ends(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
     """Whether `node` makes probabilities, or their logarithms, of the outputs, and nothing reads them."""
-    name = getattr(node.target, "__name__", node.target)
-    makes = isinstance(module, PROBABLE) if module else node.op.startswith("call") and name in PROBABILITIES
-    return makes and all(user.op == "output" for user in node.users)
+    if node.op == "call_module":
+        makes = isinstance(modules[node.target], PROBABLE)
+    else:
+        makes = node.op.startswith("call") and getattr(node.target, "__name__", node.target) in PROBABILITIES
+    return makes and bool(node.args) and all(user.op == "output" for user in node.users)
 
 
 def hooked(model: nn.Module) -> list[str]:

@@ -187,7 +187,7 @@ class _Compiler:
                 kinds = torch.zeros(size or (1, 1), dtype=torch.long)
                 values[node] = _Map(0, kinds, channels, not size)
                 continue
-            if only_ends(node, self.modules.get(node.target)) and node.args:
+            if only_ends(node, self.modules):
                 values[node] = values[node.args[0]]
                 continue
             number = 2 if node.target in SUMS else 1

@@ -215,7 +215,7 @@ class _Reader:
         kind, where = re.sub(r"(\dd)?_?$", "", name).lower().replace("_", ""), str(node.target if module else node)
         if re.fullmatch(SIZE, kind):
             return False
-        if only_ends(node, module):
+        if only_ends(node, self.modules):
             return True
         why = next((why for why, names in BREAKS.items() if re.fullmatch(names, kind)), None)
         if why:

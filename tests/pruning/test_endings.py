@@ -63,6 +63,25 @@ def test_the_flow_graph_and_compact_follow_it(name):
     torch.testing.assert_close(small.model(x), apply_masks(model, masks)(x), rtol=0, atol=1e-12)
 
 
+def test_a_module_may_be_called_as_a_function_is():
+    """Its name, "softmax", says nothing of what it does."""
+
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.first, self.softmax = nn.Linear(5, 4), nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.softmax(torch.relu(self.first(x)))
+
+    model = Named().double()
+    assert flow_graph(model, (5,)).sizes == [5, 4, 3]
+    assert list(synflow(model, input_shape=(5,))) == ["first.weight", "softmax.weight"]
+    network = FlowNetwork(model, (5,))
+    assert network.program is not None and network.by_name()["softmax.weight"].all()
+
+
 @pytest.mark.parametrize("between", [nn.Sigmoid, nn.Softplus, lambda: nn.Softmax(1)])
 def test_what_does_not_end_the_network_is_part_of_it(between):
     torch.manual_seed(0)
