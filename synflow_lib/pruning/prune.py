@@ -14,7 +14,7 @@ from synflow_lib.pruning.saliency import SALIENCIES, Batches, Scores, prunable, 
 from synflow_lib.pruning.schedule import SCHEDULES
 from synflow_lib.pruning.select import count, largest
 from synflow_lib.pruning.spans import Span
-from synflow_lib.pruning.state import warn_computed, warn_unscored
+from synflow_lib.pruning.state import warn_left_alone, warn_unscored
 
 SCOPES = ("global", "layer")
 
@@ -65,7 +65,7 @@ def prune(
         raise InputError(f"iterations must be at least 1, not {iterations}")
 
     check_bypass(method, bypass_norm)
-    warn_computed(model)
+    warn_left_alone(model)
     batches = held(batches)
     if compression == 1:
         iterations = 1  # nothing goes, but a method or a batch that cannot be used should still be refused

@@ -22,6 +22,7 @@ NORMALISATION = (BATCH_NORM, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.
 PROJECTIONS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")  # of attention, those it has
 TOKENS = (torch.int32, torch.int64)
 EMBEDDING = (nn.Embedding, nn.EmbeddingBag)
+OTHERS = (nn.RNNBase, nn.RNNCellBase, nn.Bilinear)
 NAMED = 3  # of many layers, so many are named in a sentence
 
 
@@ -264,8 +265,17 @@ def warn_zero_scales(model: nn.Module, stacklevel: int = 3) -> bool:
     return bool(scales or weights)
 
 
-def warn_computed(model: nn.Module) -> None:
-    """Warn of convolutions and linear layers whose weights are no parameters, so that they are not pruned."""
+def warn_left_alone(model: nn.Module) -> None:
+    """Warn of weights that one may expect to be pruned and that are not.
+
+    Those of convolutions and linear layers that are no parameters, and those of recurrent and bilinear layers.
+    """
+    others = [name or type(module).__name__ for name, module in model.named_modules() if isinstance(module, OTHERS)]
+    if others:
+        warnings.warn(
+            f"the weights of {_some(others)} are not pruned: convolutions, linear layers and attention are",
+            stacklevel=3,
+        )
     layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear | CONVOLUTION)}
     computed = [name or type(layer).__name__ for name, layer in layers.items() if "weight" not in layer._parameters]
     if computed:

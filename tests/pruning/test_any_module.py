@@ -306,6 +306,16 @@ def test_weights_that_are_no_parameters_stay_and_the_user_is_told(made):
     assert list(masks) == ["2.weight"] and masks.kept == 5
 
 
+@pytest.mark.parametrize(
+    "other", [nn.LSTM(5, 4), nn.GRUCell(5, 4), nn.Bilinear(5, 5, 4)], ids=lambda x: type(x).__name__
+)
+def test_layers_that_are_never_pruned_are_named(other):
+    model = nn.ModuleDict({"other": other, "head": nn.Linear(4, 3)})
+    with pytest.warns(UserWarning, match="the weights of other are not pruned: convolutions"):
+        masks = prune(model, "magnitude", 3)
+    assert list(masks) == ["head.weight"] and masks.kept == 4
+
+
 def test_a_model_that_is_wrapped_for_several_devices_is_to_be_unwrapped():
     model = nn.DataParallel(nn.Linear(6, 5))
     for method in ("magnitude", "synflow"):
