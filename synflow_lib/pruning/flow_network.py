@@ -20,7 +20,7 @@ from synflow_lib.pruning.flow_program import Program, program
 from synflow_lib.pruning.flow_steps import Affine, Product, scored
 from synflow_lib.pruning.select import Sample, Sieve, clear_all_but, count, unmark
 from synflow_lib.pruning.spans import Span
-from synflow_lib.pruning.state import absolute_state, example_shape, flow_outputs, prunable, scoring_mode
+from synflow_lib.pruning.state import absolute_state, example_shape, logits, prunable, scoring_mode
 
 LOOK_AT = 0.72  # look for units to cut out when so much is left of what was left at the last look
 WORTH_CUTTING = 0.85  # cut when the network becomes smaller than this: a cut costs as much as an iteration
@@ -205,7 +205,7 @@ class FlowNetwork:
         state = {**self.state, **{span.name: leaf for span, leaf in zip(self.spans, leaves, strict=True)}}
         ones = torch.ones(1, *self.input_shape, dtype=self.dtype, device=self.device)
         with scoring_mode(self.model, False), torch.enable_grad():
-            flow = flow_outputs(self.model, state, ones).sum()
+            flow = logits(self.model, state, ones).sum()
             gradients = torch.autograd.grad(flow, leaves, allow_unused=True, materialize_grads=True)
         for span, gradient in zip(self.spans, gradients, strict=True):
             torch.mul(gradient.reshape(span.out, -1), span.matrix(self.theta), out=span.matrix(self.values)).abs_()

@@ -19,8 +19,8 @@ from synflow_lib.pruning.state import (
     absolute_state,
     as_input,
     example_shape,
-    flow_outputs,
     forward,
+    logits,
     masked_state,
     prunable,
     scoring_mode,
@@ -82,7 +82,8 @@ def _loss(
     temperature: float = 1.0,
     loss: losses.Loss = losses.supervised,
 ) -> Tensor:
-    return weight * losses.evaluate(loss, forward(model, state, images) / temperature, labels)
+    outputs = (logits if losses.known(loss) else forward)(model, state, images)
+    return weight * losses.evaluate(loss, outputs / temperature, labels)
 
 
 def _weighted(batches: list[tuple[Tensor, Tensor | None]]) -> Iterator[tuple[Tensor, Tensor | None, float]]:
@@ -98,7 +99,8 @@ def loss_saliency(
     """Signed synaptic saliency of the mean loss over `batches`: dL/dtheta * theta.
 
     With the cross entropy ("supervised") the negative of Skeletonization's score (Mozer and Smolensky 1989); its
-    absolute value is SNIP's. `loss` is a name in `LOSSES`, for outputs [B, classes] and labels [B], or a function
+    absolute value is SNIP's. `loss` is a name in `LOSSES`, for outputs [B, classes] and labels [B] (of a network that
+    ends with a softmax, log-softmax or sigmoid, what comes in front of it, as cross entropies take it), or a function
     (outputs, labels) -> scalar of your own, a mean over the batch, for outputs and labels [B, ...] of any kind; for one
     that reads no labels they may be None: batches=[(images, None), ...]. Images are given in the model's dtype, but
     tokens (int32, int64) as they are to a model with an embedding. `parameters` names what is scored (default: the
@@ -200,7 +202,7 @@ def synaptic_flow(
     shape, state = example_shape(input_shape), _flow_state(model, masks, torch.float64, train_mode, bypass_norm)
     ones = torch.ones(1, *shape, dtype=torch.float64, device=_like(model).device)
     with scoring_mode(model, train_mode), torch.no_grad():
-        return float(flow_outputs(model, state, ones).sum())
+        return float(logits(model, state, ones).sum())
 
 
 def _flow_state(
@@ -239,7 +241,7 @@ def synflow(
         leaves = _leaves(model, state, parameters)
         with scoring_mode(model, train_mode), torch.enable_grad():
             ones = torch.ones(1, *input_shape, dtype=dtype, device=like.device)
-            flow = flow_outputs(model, state, ones).sum()
+            flow = logits(model, state, ones).sum()
             gradients = torch.autograd.grad(flow, list(leaves.values()), **UNUSED)
         scores = {name: (leaf * g).detach().abs() for (name, leaf), g in zip(leaves.items(), gradients, strict=True)}
         finite = all(bool(score.isfinite().all()) for score in scores.values())

@@ -160,10 +160,10 @@ def forward(model: nn.Module, state: dict[str, Tensor], x: Tensor) -> Tensor:
     return output
 
 
-def flow_outputs(model: nn.Module, state: dict[str, Tensor], x: Tensor) -> Tensor:
+def logits(model: nn.Module, state: dict[str, Tensor], x: Tensor) -> Tensor:
     """`forward`, but for a softmax, log-softmax or sigmoid that the network ends with: what comes in front of it.
 
-    Of such outputs the sum is a constant, falls where values grow, or is saturated: it says nothing of paths.
+    Cross entropies are of that, and the sum of probabilities, a constant or saturated, says nothing of paths.
     """
     with _Probabilities() as made:
         output = forward(model, state, x)

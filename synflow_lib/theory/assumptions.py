@@ -25,7 +25,7 @@ from synflow_lib.models.flow_graph import BATCH_NORM
 from synflow_lib.models.tracing import only_ends, trace
 from synflow_lib.pruning.compact import check_compactable
 from synflow_lib.pruning.flow_network import FlowNetwork
-from synflow_lib.pruning.state import absolute_state, flow_outputs, scoring_mode
+from synflow_lib.pruning.state import absolute_state, logits, scoring_mode
 
 # Operations go by one name, as module (MaxPool2d), function (max_pool2d) or method (relu_): maxpool, relu.
 # On the nonnegative numbers that SynFlow sends ELU, CELU and SELU are linear too; for the saliency of a loss they fail.
@@ -121,7 +121,7 @@ def _deviations(
         smaller = {name: (size * value).requires_grad_() for name, value in added.items()}
         leaves = [x, *smaller.values()]
         with scoring_mode(model, False), torch.enable_grad():
-            flow = flow_outputs(model, state | smaller, x).sum()
+            flow = logits(model, state | smaller, x).sum()
             gradients = torch.autograd.grad(flow, leaves, allow_unused=True, materialize_grads=True)
         leaving = flow.detach()
         if not 0 < leaving.abs() < torch.inf:

@@ -1,13 +1,24 @@
-"""A softmax, log-softmax or sigmoid that a network ends with is no part of its flow: that is of what comes in front."""
+"""A softmax, log-softmax or sigmoid at the end is no part of what is scored: that comes in front of it."""
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
-from toys import SHAPE, conv_chain
+from toys import SHAPE, batches, conv_chain
 
 from synflow_lib.models.flow_graph import flow_graph
-from synflow_lib.pruning import apply_masks, compact, connected, prunable, prune, synaptic_flow, synflow
+from synflow_lib.pruning import (
+    LOSSES,
+    apply_masks,
+    compact,
+    connected,
+    grasp,
+    prunable,
+    prune,
+    snip,
+    synaptic_flow,
+    synflow,
+)
 from synflow_lib.pruning.flow_network import FlowNetwork
 from synflow_lib.theory import assumptions
 
@@ -61,6 +72,29 @@ def test_the_flow_graph_and_compact_follow_it(name):
     small, x = compact(model, masks, SHAPE), torch.randn(4, *SHAPE, dtype=torch.float64)
     assert small.share < 0.9
     torch.testing.assert_close(small.model(x), apply_masks(model, masks)(x), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("method", [snip, grasp])
+@pytest.mark.parametrize("name", [*MODULES, *CODE])
+def test_cross_entropies_are_of_what_comes_in_front(name, method, loss):
+    options = {"batches": batches(), "loss": loss}
+    expected = method(conv_chain(), **options)
+    for layer, score in method(Ended({**MODULES, **CODE}[name]), **options).items():
+        torch.testing.assert_close(score, expected[layer], rtol=1e-9, atol=1e-15)
+
+
+def test_a_loss_of_ones_own_gets_the_outputs_themselves():
+    seen = []
+
+    def likelihood(outputs, labels):
+        seen.append(outputs)
+        return F.nll_loss(outputs.log(), labels)
+
+    scores = snip(Ended(nn.Softmax(1)), batches=batches(), loss=likelihood)
+    assert all(torch.allclose(outputs.sum(1), torch.ones_like(outputs[:, 0])) for outputs in seen)
+    for layer, score in snip(conv_chain(), batches=batches()).items():
+        torch.testing.assert_close(scores[layer], score, rtol=1e-9, atol=1e-15)
 
 
 def test_a_module_may_be_called_as_a_function_is():
