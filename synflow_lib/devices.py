@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -46,6 +46,9 @@ def resolve(name: str | torch.device = "auto") -> torch.device:
         found = f"{count} of that kind found" if count else "none of that kind found"
         raise InputError(f"device {str(name)!r} is not available ({found}): use 'cpu' or 'auto'")
     return torch.device(kind, int(index or 0))
+
+
+FEW_CHANNELS = 16  # see `Speed.suited`
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,19 @@ class Speed:
         if self.graphs and device.type != "cuda":
             raise InputError(f"CUDA graphs need a CUDA device, not {str(device)!r}: switch graphs off")
         return self
+
+    def suited(self, model: nn.Module, device: torch.device) -> "Speed":
+        """Itself; without channels-last where that would corrupt memory.
+
+        On x86 CPUs the gradient of the weight of a strided 1x1 convolution of few channels, as in a narrow or a compact
+        ResNet, is written past its end, or is wrong (oneDNN issue 6035: fewer than 8 with AVX2, than 16 with AVX-512).
+        """
+        convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
+        risky = any(
+            set(one.kernel_size) == {1} and max(one.stride) > 1 and one.in_channels // one.groups < FEW_CHANNELS
+            for one in convolutions
+        )
+        return replace(self, channels_last=False) if risky and device.type == "cpu" else self
 
     def memory_format(self, *tensors: Tensor) -> torch.memory_format:
         """The memory order for `tensors`, a batch or the parameters of a network; channels-last is one of images."""

@@ -1,9 +1,11 @@
 import platform
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
 from synflow_lib import devices
 from synflow_lib.devices import Speed
@@ -16,6 +18,24 @@ def test_resolve_names_a_device_that_is_there():
     assert devices.resolve("cpu") == devices.resolve(CPU) == CPU
     tensor = torch.ones(2, device=devices.resolve("auto"))
     assert tensor.sum() == 2
+
+
+@pytest.mark.parametrize(
+    ("convolution", "device", "kept"),
+    [
+        (nn.Conv2d(6, 13, 1, 2), "cpu", False),
+        (nn.Conv2d(15, 32, (1, 1), (1, 2)), "cpu", False),
+        (nn.Conv2d(32, 32, 1, 2, groups=4), "cpu", False),
+        (nn.Conv2d(16, 32, 1, 2), "cpu", True),
+        (nn.Conv2d(6, 13, 1), "cpu", True),
+        (nn.Conv2d(6, 13, 3, 2), "cpu", True),
+        (nn.Conv2d(6, 13, 1, 2), "cuda", True),
+    ],
+)
+def test_channels_last_is_left_out_where_it_would_corrupt_memory(convolution, device, kept):
+    speed = Speed(channels_last=True, fused=True, bfloat16=True)
+    suited = speed.suited(nn.Sequential(nn.Conv2d(3, 6, 3), nn.Sequential(convolution)), torch.device(device))
+    assert suited == (speed if kept else replace(speed, channels_last=False))
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:", "cuda:x", "cuda:-1", "", "CPU"])

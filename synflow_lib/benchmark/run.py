@@ -65,7 +65,7 @@ def recorded(spec: Run, device: torch.device, speed: Speed, threads: int, sharin
         failure = {"status": "failed", "error": f"{error}" or type(error).__name__, "traceback": traceback.format_exc()}
         records.write({**head, **failure, **circumstances(device, speed, threads, sharing)})
         raise
-    record = {**head, **results, **circumstances(device, speed, threads, sharing)}
+    record = {**head, **circumstances(device, speed, threads, sharing), **results}
     records.write(record)
     for file in claims.checkpoints(spec.key):
         file.unlink(missing_ok=True)
@@ -105,6 +105,7 @@ def execute(spec: Run, device: torch.device, speed: Speed) -> dict[str, Any]:
         network, kept, share = (small.model, small.masks, small.share) if small else (model, masks, None)
         if settings.identity_scales and not scales_early:
             models.add_identity_scales(network)
+        speed = speed.suited(network, device)
         history = training(network, kept)
     return {
         **summary(history),
@@ -114,6 +115,7 @@ def execute(spec: Run, device: torch.device, speed: Speed) -> dict[str, Any]:
         "connected": joined,
         "layers": masks.layers().to_dict("records"),
         "savings": {"compact_share": share, "disconnected": bool(speed.skip_disconnected and not joined)},
+        "speed": asdict(speed),
         "prune_seconds": last.notes["prune_seconds"],
         "isometry_results": last.notes["isometry"],
         "source_fingerprint": preparation.scored_on(spec, dataset).fingerprint,

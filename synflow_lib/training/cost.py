@@ -66,6 +66,8 @@ def costs(
             check_masks(model, masks)
     device = devices.resolve(device)
     speed = speed or Speed.auto(device)
+    for model, _ in networks.values():
+        speed = speed.suited(model, device)  # the same for all, which are compared
     batch = images.to(device, memory_format=speed.memory_format(images)), labels.to(device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):  # dropout draws
         runners = [_Runner(model, masks, batch, speed) for model, masks in networks.values()]

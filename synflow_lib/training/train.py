@@ -81,7 +81,7 @@ def train(
     and Stopped when `checkpoint.STOP` was set.
     """
     device = devices.resolve(device)
-    speed = (speed or Speed.auto(device)).require(device)
+    speed = (speed or Speed.auto(device)).require(device).suited(model, device)
     dtype = next(model.parameters()).dtype
     dataset, model = dataset.to(device), model.to(device, memory_format=speed.memory_format(*model.parameters()))
     if masks is not None:

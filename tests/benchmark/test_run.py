@@ -221,6 +221,7 @@ def test_published_trains_the_shortcuts_of_a_resnet(monkeypatch):
     monkeypatch.setattr(module, "train", train)
     record = execute(spec, CPU, Speed.auto(CPU))
     assert len(seen[0]) == 5 and record["settings"]["identity_scales"] is True
+    assert record["speed"] == asdict(replace(Speed.auto(CPU), channels_last=False))  # 1x1 shortcuts of few channels
     execute(replace(spec, recipe="described"), CPU, Speed.auto(CPU))
     assert seen[1] == []
 
