@@ -95,7 +95,7 @@ def execute(spec: Run, device: torch.device, speed: Speed) -> dict[str, Any]:
     masks = Masks({name: last.extra[name] for name in prunable(model)}).to(device)  # a file knows no order
     cycles = [History(**cycle) for cycle in last.notes["cycles"]]
     joined = connected(model, masks, dataset.input_shape)
-    share = None
+    share, used = None, speed
     if cycles and cycles[-1].status == "diverged":
         history = cycles[-1]
     elif speed.skip_disconnected and not joined:
@@ -105,8 +105,8 @@ def execute(spec: Run, device: torch.device, speed: Speed) -> dict[str, Any]:
         network, kept, share = (small.model, small.masks, small.share) if small else (model, masks, None)
         if settings.identity_scales and not scales_early:
             models.add_identity_scales(network)
-        speed = speed.suited(network, device)
         history = training(network, kept)
+        used = speed.suited(network, device)
     return {
         **summary(history),
         "curve": history.curve,
@@ -115,7 +115,7 @@ def execute(spec: Run, device: torch.device, speed: Speed) -> dict[str, Any]:
         "connected": joined,
         "layers": masks.layers().to_dict("records"),
         "savings": {"compact_share": share, "disconnected": bool(speed.skip_disconnected and not joined)},
-        "speed": asdict(speed),
+        "speed": asdict(used),
         "prune_seconds": last.notes["prune_seconds"],
         "isometry_results": last.notes["isometry"],
         "source_fingerprint": preparation.scored_on(spec, dataset).fingerprint,

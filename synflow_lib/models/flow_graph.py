@@ -7,42 +7,37 @@ of a ResNet is one group: into each of its channels write the stem or shortcut a
 block, and from it read the first convolutions and whatever follows the stage.
 """
 
-import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor, fx, nn
-from torch.nn import functional as F
 
 from synflow_lib.errors import InputError
-from synflow_lib.models.tracing import RESHAPES, hooked, only_ends, reads_only, reshaped_to, size_of, trace
+from synflow_lib.models.nodes import (
+    FLATTENS,
+    MEANS,
+    SUMS,
+    kind,
+    only_ends,
+    pools_over,
+    reads_only,
+    reshaped_to,
+    reshapes,
+    size_of,
+)
+from synflow_lib.models.tracing import hooked, trace
 
 BATCH_NORM = nn.modules.batchnorm._BatchNorm
 CONVOLUTION = nn.modules.conv._ConvNd
 
 # Channel by channel and linear where they act, or an activation: the units before and after are the same.
-KEEPS_CHANNELS = (
-    *(nn.Identity, nn.Flatten, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d),
-    *(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d),
-    *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d),
-    *(nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d),
-    *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish),
-    *(nn.Tanh, nn.Sigmoid, nn.Softplus),
-)
-KEEPS_CHANNELS_CALLS = {
-    *(torch.flatten, torch.reshape, F.dropout, F.dropout1d, F.dropout2d, F.dropout3d),
-    *(F.max_pool1d, F.max_pool2d, F.max_pool3d, F.avg_pool1d, F.avg_pool2d, F.avg_pool3d),
-    *(F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d),
-    *(F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d),
-    *(torch.relu, F.relu, F.relu6, F.leaky_relu, F.selu, F.gelu, F.silu, F.mish, F.hardswish),
-    *(torch.tanh, F.tanh, torch.sigmoid, F.sigmoid, F.softplus),
+KEEPS_CHANNELS = {
+    *("identity", "contiguous", "flatten", "view", "reshape", "dropout"),
+    *("maxpool", "avgpool", "adaptiveavgpool", "adaptivemaxpool"),
+    *("relu", "relu6", "leakyrelu", "prelu", "elu", "selu", "celu", "gelu", "silu", "mish", "hardswish"),
+    *("tanh", "sigmoid", "softplus"),
 }
-FLATTEN = {torch.flatten, "flatten"}
-KEEPS_CHANNELS_METHODS = {"relu", "flatten", "contiguous", "view", "reshape", "tanh", "sigmoid"}
-MEANS = {torch.mean, "mean"}
 INPUT = 0  # the first group that is met; all its units stay, whatever is cut out behind them
-SUMS = {operator.add, operator.iadd, torch.add}
 
 
 @dataclass(frozen=True)
@@ -180,24 +175,27 @@ class _Builder:
             return source
         if isinstance(module, nn.Flatten):
             self.rank[node] = self._flat_rank(module, node)
-        if isinstance(module, KEEPS_CHANNELS):
+        if kind(module) in KEEPS_CHANNELS:
+            self._check_pools_positions(module, node)
             return source
         raise InputError(f"the flow graph has no rule for {type(module).__name__} ({name})")
 
     def _call(self, node: fx.Node) -> int:
-        if node.target in SUMS and reads_only(node, 2):
+        what = kind(node.target)
+        if what in SUMS and reads_only(node, 2):
             return self._sum(node)
-        if node.target in MEANS:
+        if what in MEANS:
             return self._mean(node)
-        if node.target in (KEEPS_CHANNELS_METHODS if node.op == "call_method" else KEEPS_CHANNELS_CALLS):
-            if node.target in RESHAPES and any(map(size_of, node.all_input_nodes)):
+        if what in KEEPS_CHANNELS:
+            if reshapes(node) and any(map(size_of, node.all_input_nodes)):
                 raise InputError(f"the flow graph cannot follow {node.name!r}: use flatten(1) where it flattens")
             before = self._one_tensor(node)
             self.rank[node] = self.rank[before]
-            if node.target in RESHAPES:
+            self._check_pools_positions(node.target, node)
+            if reshapes(node):
                 self.reshapes |= self.find(self.value[before]) != INPUT
                 self.rank[node] = self._reshaped_rank(node)
-            elif node.target in FLATTEN:
+            elif what in FLATTENS:
                 self.rank[node] = self._flat_rank(None, node)
             return self.value[before]
         raise InputError(f"the flow graph has no rule for the operation {node.format_node()}")
@@ -232,6 +230,11 @@ class _Builder:
         if start < end and (start, end) != (1, rank - 1):
             raise InputError(f"{node.name!r} does not flatten everything but the batch, so units would be mixed")
         return rank - (end - start)
+
+    def _check_pools_positions(self, operation: object, node: fx.Node) -> None:
+        over = pools_over(operation)
+        if over and self.rank[node] != over + 2:
+            raise InputError(f"{node.name!r} pools over {over} dimensions, which are not just the positions of units")
 
     def _check_reads_units(self, module: nn.Module, name: str, source: int, rank: int) -> None:
         units, linear = self.size[self.find(source)], isinstance(module, nn.Linear)

@@ -26,18 +26,16 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn import functional as F
 
 from synflow_lib.errors import InputError
-from synflow_lib.models.flow_graph import SUMS, FlowGraph, Layer, Scale, flow_graph, per_edge
-from synflow_lib.models.tracing import PROBABILITIES, PROBABLE, size_of, trace
+from synflow_lib.models.flow_graph import FlowGraph, Layer, Scale, flow_graph, per_edge
+from synflow_lib.models.nodes import PROBABILITIES, SUMS, kind_of, size_of
+from synflow_lib.models.tracing import trace
 from synflow_lib.pruning.masks import Masks, apply_masks, check_masks
 from synflow_lib.pruning.state import example_shape
 
-RELU = {torch.relu, F.relu, F.relu6, "relu"}
-RELU_MODULES = (nn.ReLU, nn.ReLU6)  # at 0 both have the derivative 0
-NOT_ZERO_AT_ZERO = (*PROBABLE, nn.Softplus)
-NOT_ZERO_AT_ZERO_CALLS = {*PROBABILITIES, "softplus"}
+RELU = {"relu", "relu6"}  # at 0 both have the derivative 0
+NOT_ZERO_AT_ZERO = {*PROBABILITIES, "softplus"}
 Index = tuple[Tensor, ...]  # the places kept along the first dimensions of a tensor
 
 
@@ -175,23 +173,18 @@ def _steps(model: nn.Module, graph: FlowGraph, masks: Mapping[str, Tensor]) -> l
                 steps.append(_layer_step(part, inputs, graph, masks[part.weight], state))
             else:
                 steps.append(_scale_step(part, inputs, before[0].units, state))
-        elif node.op == "call_function" and node.target in SUMS:
-            steps.append(_Step("sum", inputs, before[0].units))
         else:
-            kind = "output" if node.op == "output" else _kind(node.target if module is None else module, node.target)
-            steps.append(_Step(kind, inputs, before[0].units))
+            steps.append(_Step(_kind(node, modules), inputs, before[0].units))
     return steps
 
 
-def _kind(operation: object, name: object) -> str:
-    if isinstance(operation, RELU_MODULES) or operation in RELU:
-        return "relu"
-    if isinstance(operation, nn.PReLU) and operation.num_parameters > 1:
-        raise InputError(f"{name!r} has a slope for every channel, which cannot be compacted")
-    other = (
-        isinstance(operation, NOT_ZERO_AT_ZERO) or getattr(operation, "__name__", operation) in NOT_ZERO_AT_ZERO_CALLS
-    )
-    return "other" if other else "zero to zero"
+def _kind(node: fx.Node, modules: Mapping[str, nn.Module]) -> str:
+    what = kind_of(node, modules)
+    if node.op == "output" or what in SUMS:
+        return node.op if what not in SUMS else "sum"
+    if what == "prelu" and modules[node.target].num_parameters > 1:
+        raise InputError(f"{node.target!r} has a slope for every channel, which cannot be compacted")
+    return "relu" if what in RELU else "other" if what in NOT_ZERO_AT_ZERO else "zero to zero"
 
 
 def _layer_step(
@@ -304,9 +297,9 @@ def _complete(layer: Layer, needed: list[Tensor]) -> bool:
 
 def _add(units: Tensor, more: Tensor) -> bool:
     """Add `more` to `units`, both bool; whether that changed anything."""
-    before = int(units.sum())
+    new = bool((more & ~units).any())
     units |= more
-    return int(units.sum()) > before
+    return new
 
 
 def _places(model: nn.Module, graph: FlowGraph, kept: list[Tensor]) -> dict[str, Index]:

@@ -20,8 +20,9 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from synflow_lib.errors import InputError
-from synflow_lib.models.flow_graph import BATCH_NORM, FLATTEN, MEANS, SUMS, flattens_from, means_over
-from synflow_lib.models.tracing import RESHAPES, hooked, only_ends, reads_only, reshaped_to
+from synflow_lib.models.flow_graph import BATCH_NORM, flattens_from, means_over
+from synflow_lib.models.nodes import FLATTENS, MEANS, SUMS, kind, kind_of, only_ends, reads_only, reshaped_to, reshapes
+from synflow_lib.models.tracing import hooked
 from synflow_lib.pruning.flow_steps import (
     Affine,
     Average,
@@ -38,14 +39,9 @@ from synflow_lib.pruning.flow_steps import (
 )
 
 # The identity on nonnegative numbers (dropout in eval mode).
-LEFT_OUT = (nn.Identity, nn.Dropout, nn.Dropout2d, nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.ELU)
-LEFT_OUT_CALLS = {torch.relu, F.relu, F.leaky_relu, F.dropout, F.dropout2d, "relu", "contiguous"}
+LEFT_OUT = {"identity", "contiguous", "dropout", "relu", "leakyrelu", "prelu", "elu"}
 AVERAGES = (nn.AvgPool2d, nn.AdaptiveAvgPool2d)
-POOLS = {
-    F.max_pool2d: nn.MaxPool2d,
-    F.avg_pool2d: nn.AvgPool2d,
-    F.adaptive_avg_pool2d: nn.AdaptiveAvgPool2d,
-}
+POOLS = {"maxpool": nn.MaxPool2d, "avgpool": nn.AvgPool2d, "adaptiveavgpool": nn.AdaptiveAvgPool2d}
 BEFORE_FLAGS = 5  # arguments of max_pool2d that come in the order of MaxPool2d
 CHECKED = 20  # a factor of 2**this on gradients is looked at before it is applied
 LARGEST_AVERAGE = 1 << 26  # numbers in the one-hot maps that tell how an average pools
@@ -190,7 +186,7 @@ class _Compiler:
             if only_ends(node, self.modules):
                 values[node] = values[node.args[0]]
                 continue
-            number = 2 if node.target in SUMS else 1
+            number = 2 if kind_of(node, self.modules) in SUMS else 1
             if not reads_only(node, number):
                 raise _NoRule
             before = [values[x] for x in node.args[:number]]
@@ -211,7 +207,7 @@ class _Compiler:
         return _Map(len(self.steps), kinds, channels, flat)
 
     def _module(self, module: nn.Module, name: str, x: _Map) -> _Map:
-        if isinstance(module, LEFT_OUT):
+        if kind(module) in LEFT_OUT:
             return x
         if isinstance(module, nn.Flatten) and flattens_from(module, None) == (1, -1):
             return x._replace(flat=True)
@@ -238,23 +234,24 @@ class _Compiler:
         raise _NoRule
 
     def _call(self, node: fx.Node, before: list[_Map]) -> _Map:
-        if node.target in SUMS:
+        what = kind(node.target)
+        if what in SUMS:
             one, two = before
             if one.kinds.shape != two.kinds.shape or one.channels != two.channels or one.flat != two.flat:
                 raise _NoRule
             pairs, kinds = _kinds(torch.stack([one.kinds.flatten(), two.kinds.flatten()], 1))
             taps = tuple(self._taps(pairs[:, [i]], x.rows) for i, x in enumerate(before))
             return self._add(Sum((one.number, two.number), taps), kinds.view_as(one.kinds), one.channels, one.flat)
-        if node.target in LEFT_OUT_CALLS:
+        if what in LEFT_OUT:
             return before[0]
-        if node.target in FLATTEN and flattens_from(None, node) == (1, -1):
+        if what in FLATTENS and flattens_from(None, node) == (1, -1):
             return before[0]._replace(flat=True)
-        if node.target in RESHAPES and reshaped_to(node) == [-1, before[0].channels * before[0].kinds.numel()]:
+        if reshapes(node) and reshaped_to(node) == [-1, before[0].channels * before[0].kinds.numel()]:
             return before[0]._replace(flat=True)
         plain = not before[0].flat and len(node.all_input_nodes) == 1  # and no size of another value
-        if node.target in POOLS and plain and len(node.args) <= BEFORE_FLAGS:
-            return self._pool(POOLS[node.target](*node.args[1:], **node.kwargs), before[0])
-        if node.target in MEANS and plain:
+        if what in POOLS and plain and len(node.args) <= BEFORE_FLAGS:
+            return self._pool(POOLS[what](*node.args[1:], **node.kwargs), before[0])
+        if what in MEANS and plain:
             dimensions, kept = means_over(node)
             if sorted(dimension % 4 for dimension in dimensions) == [2, 3]:
                 return self._average(nn.AdaptiveAvgPool2d(1), before[0])._replace(flat=not kept)

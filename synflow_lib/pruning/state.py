@@ -16,7 +16,8 @@ from torch.overrides import TorchFunctionMode
 
 from synflow_lib.errors import InputError
 from synflow_lib.models.flow_graph import BATCH_NORM, CONVOLUTION
-from synflow_lib.models.tracing import PROBABILITIES, attributes_kept, eval_mode
+from synflow_lib.models.nodes import PROBABILITIES, kind
+from synflow_lib.models.tracing import attributes_kept, eval_mode
 
 NORMALISATION = (BATCH_NORM, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.instancenorm._InstanceNorm)
 PROJECTIONS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")  # of attention, those it has
@@ -179,7 +180,7 @@ class _Probabilities(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
-        if getattr(func, "__name__", "") in PROBABILITIES:
+        if kind(func) in PROBABILITIES:
             self.of.append((result, args[0] if args else kwargs["input"]))
         return result
 
@@ -227,9 +228,9 @@ def _bypass(model: nn.Module, state: dict[str, Tensor]) -> None:
                 f"{prefix.rstrip('.') or type(model).__name__} is a BatchNorm without running statistics, which "
                 "bypass_norm cannot make the identity: put torch.nn.Identity in its place"
             )
-        for kind, value in (("weight", 1.0), ("bias", 0.0), ("running_var", 1.0 - module.eps)):
-            if f"{prefix}{kind}" in state:  # what two BatchNorms share is there once, under its first name
-                state[f"{prefix}{kind}"].fill_(value)
+        for part, value in (("weight", 1.0), ("bias", 0.0), ("running_var", 1.0 - module.eps)):
+            if f"{prefix}{part}" in state:  # what two BatchNorms share is there once, under its first name
+                state[f"{prefix}{part}"].fill_(value)
 
 
 def zero_scales(model: nn.Module) -> list[str]:
@@ -270,14 +271,15 @@ def warn_left_alone(model: nn.Module) -> None:
 
     Those of convolutions and linear layers that are no parameters, and those of recurrent and bilinear layers.
     """
-    others = [name or type(module).__name__ for name, module in model.named_modules() if isinstance(module, OTHERS)]
+    modules = {name or type(module).__name__: module for name, module in model.named_modules()}
+    others = [name for name, module in modules.items() if isinstance(module, OTHERS)]
     if others:
         warnings.warn(
             f"the weights of {_some(others)} are not pruned: convolutions, linear layers and attention are",
             stacklevel=3,
         )
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear | CONVOLUTION)}
-    computed = [name or type(layer).__name__ for name, layer in layers.items() if "weight" not in layer._parameters]
+    layers = {name: module for name, module in modules.items() if isinstance(module, nn.Linear | CONVOLUTION)}
+    computed = [name for name, layer in layers.items() if "weight" not in layer._parameters]
     if computed:
         warnings.warn(
             f"the weights of {_some(computed)} are no parameters, but made of others (by weight norm, another "

@@ -22,7 +22,8 @@ from torch import fx, nn
 from synflow_lib import devices
 from synflow_lib.errors import InputError
 from synflow_lib.models.flow_graph import BATCH_NORM
-from synflow_lib.models.tracing import only_ends, trace
+from synflow_lib.models.nodes import kind, only_ends
+from synflow_lib.models.tracing import trace
 from synflow_lib.pruning.compact import check_compactable
 from synflow_lib.pruning.flow_network import FlowNetwork
 from synflow_lib.pruning.state import absolute_state, logits, scoring_mode
@@ -211,28 +212,29 @@ class _Reader:
     def _read(self, node: fx.Node) -> bool:
         """Note what the operation breaks; return whether its result is a value, not a size."""
         module = self.modules[node.target] if node.op == "call_module" else None
-        name = type(module).__name__ if module else str(getattr(node.target, "__name__", node.target))
-        kind, where = re.sub(r"(\dd)?_?$", "", name).lower().replace("_", ""), str(node.target if module else node)
-        if re.fullmatch(SIZE, kind):
+        called, where = (node.target, str(node)) if module is None else (module, node.target)
+        name = type(module).__name__ if module is not None else str(getattr(called, "__name__", called))
+        what = kind(called)
+        if re.fullmatch(SIZE, what):
             return False
         if only_ends(node, self.modules):
             return True
-        why = next((why for why, names in BREAKS.items() if re.fullmatch(names, kind)), None)
+        why = next((why for why, names in BREAKS.items() if re.fullmatch(names, what)), None)
         if why:
-            self._break(kind, name, why, where)
+            self._break(what, name, why, where)
         elif isinstance(module, BATCH_NORM) and module.running_var is None:
-            self._break(kind, name, "uses the statistics of its own input", where)
-        elif re.fullmatch(f"{JOIN}|{SUM}", kind):
-            self._sum(node, _given(node, "other") if re.fullmatch(SUM, kind) else _given(node, "tensors")[0])
-        elif re.fullmatch(PRODUCT, kind):
+            self._break(what, name, "uses the statistics of its own input", where)
+        elif re.fullmatch(f"{JOIN}|{SUM}", what):
+            self._sum(node, _given(node, "other") if re.fullmatch(SUM, what) else _given(node, "tensors")[0])
+        elif re.fullmatch(PRODUCT, what):
             if sum(self.flows[x] for x in _inputs(node)) > 1:
                 self._break("product", "product", "multiplies values that both depend on the input", where)
-            elif "div" in kind and self.flows.get(_given(node, "other")[1]):
+            elif "div" in what and self.flows.get(_given(node, "other")[1]):
                 self._break("quotient", "quotient", "divides by values that depend on the input", where)
-        elif kind.endswith("pad") and _padded_with(node, module) not in (None, 0):
+        elif what.endswith("pad") and _padded_with(node, module) not in (None, 0):
             self._break("constant", "constant", "is added that is no parameter", where)
-        elif not re.fullmatch(HOMOGENEOUS, kind):
-            self._break(kind, name, "has no rule here", where)
+        elif not re.fullmatch(HOMOGENEOUS, what):
+            self._break(what, name, "has no rule here", where)
         return True
 
     def _sum(self, node: fx.Node, parts: fx.Node | Sequence[object]) -> None:

@@ -88,6 +88,20 @@ def hooked(register):
     return model
 
 
+SUMMED = [
+    lambda m, x: m.first(x) + m.second(x),
+    lambda m, x: torch.add(m.first(x), m.second(x)),
+    lambda m, x: m.first(x).add(m.second(x)),
+    lambda m, x: torch.relu(m.first(x)).add_(m.second(x)),
+]
+
+
+@pytest.mark.parametrize("code", SUMMED)
+def test_a_sum_is_one_however_it_is_written(code):
+    graph = flow_graph(Coded(code), (3,))
+    assert [(layer.source, layer.target) for layer in graph.layers] == [(0, 1), (0, 1)] and graph.sizes == [3, 3]
+
+
 UNEQUAL = {
     "flattened in part": (nn.Sequential(nn.Conv2d(3, 4, 1), nn.Flatten(2)), "does not flatten everything"),
     "flattened in code": (Coded(lambda m, x: torch.flatten(m.wide(x), start_dim=2)), "does not flatten everything"),
@@ -100,6 +114,9 @@ UNEQUAL = {
     "a mean of channels": (Coded(lambda m, x: m.wide(x).mean(1)), "not one over positions"),
     "a mean of the batch": (Coded(lambda m, x: m.wide(x).mean((0, 2))), "not one over positions"),
     "a mean of units": (Coded(lambda m, x: m.wide(x).flatten(1).mean(-1)), "not one over positions"),
+    "pooled units": (nn.Sequential(nn.Flatten(), nn.AvgPool1d(3, 1, 1), nn.Linear(192, 2)), "not just the positions"),
+    "pooled units in code": (Coded(lambda m, x: F.max_pool1d(m.wide(x).flatten(1), 3, 1, 1)), "not just the positions"),
+    "pooled channels": (nn.Sequential(nn.Flatten(2), nn.MaxPool2d((1, 2))), "not"),
     "other units": (nn.Sequential(nn.Conv2d(4, 4, 1)), "reads 4 values, but what comes to it has 3 units"),
 }
 

@@ -6,10 +6,11 @@ from contextlib import nullcontext
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional as F
+from toys import Written
 
 from synflow_lib.errors import InputError
-from synflow_lib.models.tracing import eval_mode, hooked, operations, reads_only, size_of, trace
+from synflow_lib.models.nodes import size_of
+from synflow_lib.models.tracing import eval_mode, hooked, operations, trace
 
 
 class Unreadable(nn.Module):
@@ -71,26 +72,6 @@ def test_the_mode_decides_which_operations_there_are():
     model = Unlike()
     assert [node.target for node in operations(model).nodes][1] is torch.relu
     assert [node.target for node in trace(model).nodes][1] is torch.tanh and model.training
-
-
-READ = {
-    "a layer": (lambda m, x: m.first(x), 1, True),
-    "a layer by keyword": (lambda m, x: m.first(input=x), 1, False),
-    "a known keyword": (lambda m, x: torch.flatten(x, start_dim=1), 1, True),
-    "an unknown keyword": (lambda m, x: torch.softmax(x, 1, dtype=torch.float64), 1, False),
-    "a sum": (lambda m, x: x + m.first(x), 2, True),
-    "a sum with a factor": (lambda m, x: torch.add(x, m.first(x), alpha=2), 2, False),
-    "another tensor among the rest": (lambda m, x: torch.clamp(x, 0, x), 1, False),
-    "tensors in a list": (lambda m, x: torch.cat([x, m.first(x)]), 2, False),
-    "one tensor of two": (lambda m, x: torch.relu(x), 2, False),
-    "a layer that is told a size": (lambda m, x: m.other(x, [4]), 1, False),
-    "how many positions": (lambda m, x: torch.clamp(x, 0, x.size(2)), 1, True),
-    "how many positions, as a list": (lambda m, x: torch.clamp(x, 0, x.shape[2:]), 1, True),
-    "how many channels": (lambda m, x: torch.clamp(x, 0, x.size(1)), 1, False),
-    "how many of all": (lambda m, x: torch.clamp(x, 0, x.size()), 1, False),
-    "no indices": (lambda m, x: F.max_pool1d(x, 2), 1, True),
-    "indices": (lambda m, x: F.max_pool1d(x, 2, return_indices=True), 1, False),
-}
 
 
 class Optional(nn.Module):
@@ -162,24 +143,6 @@ def test_the_batch_and_a_number_are_what_is_left_and_that_number():
 def test_other_reshapes_stay_what_they_are(case):
     *_, last, _ = trace(Written(OTHERWISE[case])).nodes
     assert last.target == "view" and any(size_of(node) for node in last.graph.nodes)
-
-
-class Written(nn.Module):
-    """Two layers and code that is given."""
-
-    def __init__(self, code):
-        super().__init__()
-        self.first, self.other, self.code = nn.Linear(3, 3), nn.ConvTranspose1d(3, 3, 2), code
-
-    def forward(self, x):
-        return self.code(self, x)
-
-
-@pytest.mark.parametrize("case", READ)
-def test_what_else_an_operation_reads_is_noticed(case):
-    code, number, alone = READ[case]
-    *_, last, _ = trace(Written(code)).nodes
-    assert reads_only(last, number) == alone
 
 
 @pytest.mark.parametrize("kind", ["register_forward_hook", "register_forward_pre_hook"])
