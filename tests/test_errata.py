@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
@@ -41,15 +42,18 @@ def numbers_in(section: str) -> str:
     return re.sub(r"(?<=\d),(?=\d{3})", "", prose(section))
 
 
-def chapters_that_mention(number: int) -> set[str]:
-    """Chapters whose text says "ERRATA 7", "ERRATA 4 and 5" or the like."""
-    found = set()
+def texts() -> Iterator[tuple[str, str]]:
+    """The name of a chapter and a cell's text, for every cell of prose."""
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
         for cell in nbformat.read(path, as_version=4).cells:
-            for listed in re.findall(r"ERRATA ((?:\d+(?:, | and )?)+)", cell.source):
-                if str(number) in re.findall(r"\d+", listed):
-                    found.add(path.name)
-    return found
+            if cell.cell_type == "markdown":
+                yield path.name, cell.source
+
+
+def anchor(number: int) -> str:
+    """What a link to a finding ends with, as GitHub makes it of the heading."""
+    title = SECTIONS[number].partition("\n")[0]
+    return f"{number}--" + re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
 
 
 def test_findings_are_numbered_from_one_without_a_gap():
@@ -65,7 +69,16 @@ def test_every_finding_has_a_claim_what_was_found_what_shows_it_and_what_it_mean
 @pytest.mark.parametrize("number", SECTIONS)
 def test_every_finding_is_shown_in_a_chapter_that_it_links_to(number):
     linked = set(re.findall(r"\]\(notebooks/([^)]+)\)", SECTIONS[number]))
-    assert linked & chapters_that_mention(number), f"no linked chapter says ERRATA {number}"
+    mention = {chapter for chapter, text in texts() if f"](../ERRATA.md#{anchor(number)})" in text}
+    assert linked & mention, f"no linked chapter links to ERRATA {number}"
+
+
+def test_chapters_name_findings_by_links_that_lead_to_them():
+    anchors = {anchor(number) for number in SECTIONS}
+    for chapter, text in texts():
+        assert not re.search(r"(?<!\[)ERRATA \d", text), chapter
+        linked = re.findall(r"\[(?:ERRATA )?(\d+)\]\(\.\./ERRATA\.md#((\d+)--[^)]*)\)", text)
+        assert all(named == number and to in anchors for named, to, number in linked), chapter
 
 
 def test_chapters_and_code_refer_only_to_findings_that_there_are():

@@ -1,8 +1,8 @@
 """How surely SynFlow reaches the highest compressions, where a layer has a few weights or one: n = 100, at full size.
 
-Theorem 3 promises rho_max when scores are made anew after every single weight. A hundred iterations are a heuristic,
-and a step that removes several weights may take the last ones of a layer. Which weights are left then hangs on the last
-digits of the scores.
+Theorem 3 promises rho_max when less than a whole layer's score goes between two scorings, as one weight at a time does.
+Of a hundred iterations the last remove more, and may take the last weights of a layer. Which weights are left then
+hangs on the last digits of the scores.
 """
 
 import math

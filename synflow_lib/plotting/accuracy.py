@@ -70,15 +70,24 @@ def accuracy_grid(
         axis = grid[datasets.index(dataset), models.index(model)]
         accuracy(axis, tables.get((dataset, model), empty), band)
         axis.set_title(f"{DATASET_NAMES[dataset]}, {MODEL_NAMES[model]}", fontsize=9)
-        if (dataset, model) not in tables:
-            free = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1.5}  # some curves pass behind it
-            axis.text(0.04, 0.14, "authors only", transform=axis.transAxes, fontsize=8, color="#606060", bbox=free)
         axis.label_outer()
+    for (dataset, model), band in bands.items():  # now that the axes have their limits
+        if (dataset, model) not in tables:
+            _in_a_free_corner(grid[datasets.index(dataset), models.index(model)], "authors only", band)
     extra = {"range of the authors' 3 runs": {"color": "black", "alpha": 0.3, "linewidth": 5}}
     extra |= {"ours": {"color": "black", "marker": "o"}} if tables else {}
     lines_only = {NAMES[p]: {"color": COLOURS[p]} for p in PRUNERS}
     pruner_legend(figure, [], lines_only | extra)
     return figure
+
+
+def _in_a_free_corner(axis: Axes, note: str, band: pd.DataFrame) -> None:
+    """Write `note` at the bottom left of a panel or, where curves of `band` fall into that corner, at the top right."""
+    low, high = axis.get_ylim()
+    left = band[band["log10_compression"] <= band["log10_compression"].max() * 0.4]
+    place = (0.04, 0.14, "left") if left["min"].min() > low + 0.3 * (high - low) else (0.98, 0.88, "right")
+    x, y, side = place
+    axis.text(x, y, note, ha=side, transform=axis.transAxes, fontsize=8, color="#606060")
 
 
 def first_epochs(ours: pd.DataFrame, authors: pd.DataFrame) -> Figure:

@@ -1,5 +1,6 @@
 """How scores are spread, and what they conserve: the paper's figures 3 and 4."""
 
+import math
 from collections.abc import Mapping
 
 import matplotlib.pyplot as plt
@@ -64,9 +65,9 @@ def flow_in_out(tables: Mapping[str, pd.DataFrame]) -> Figure:
         scale = {"value": "symlog", "linthresh": largest * 1e-3} if signed else {"value": "log"}
         axis.set_xscale(**scale)
         axis.set_yscale(**scale)
-        ticks = [-largest, 0, largest] if signed else [low, largest]
+        ticks = _powers(low, largest)
         for each in (axis.xaxis, axis.yaxis):
-            each.set_ticks(ticks, labels=[f"{tick:.1g}" for tick in ticks], fontsize=8)
+            each.set_ticks(list(ticks.values()), labels=list(ticks), fontsize=8)
             each.set_minor_locator(plt.NullLocator())
         axis.set_title(f"{NAMES.get(pruner, pruner)}\nlargest |in − out| {violation(table):.2g}", fontsize=9)
     _name_axes(panels, "saliency into the unit", "saliency out of it")
@@ -77,6 +78,21 @@ def flow_in_out(tables: Mapping[str, pd.DataFrame]) -> Figure:
         note = "|in − out| as a share of\nthe largest saliency in"
         spare.legend(handles=[diagonal, *dots], title=note, loc="center left", fontsize=9, alignment="left")
     return figure
+
+
+def _powers(low: float, high: float) -> dict[str, float]:
+    """Up to four ticks for a logarithmic axis from `low` to `high`, by label: powers of ten, or the ends as they are
+    where there is but one; for a negative `low` 0 and two of either sign.
+    """
+    last = math.floor(math.log10(high) + 1e-9)
+    if low < 0:
+        powers = {f"$10^{{{p}}}$": 10.0**p for p in (last - 2, last)}
+        return {**{f"−{label}": -value for label, value in powers.items()}, "0": 0.0, **powers}
+    first = math.ceil(math.log10(low) - 1e-9)
+    if first >= last:
+        return {f"{low:.2g}": low, f"{high:.2g}": high}
+    step = math.ceil((last - first) / 3)
+    return {f"$10^{{{p}}}$": 10.0**p for p in range(last, first - 1, -step)}
 
 
 def mean_score_against_size(table: pd.DataFrame, reference: pd.DataFrame | None = None) -> Figure:

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pandas as pd
+import pytest
 
 from synflow_lib import plotting
 
@@ -41,6 +42,14 @@ def test_the_grid_has_one_panel_for_each_pair_and_one_legend():
     assert [[text.get_text() for text in axis.texts] for axis in figure.axes] == [["authors only"]] * 3 + [[]]
     assert texts(figure)[5:7] == ["range of the authors' 3 runs", "ours"]
     assert "ours" not in texts(plotting.accuracy_grid(bands, {}))
+
+
+@pytest.mark.parametrize(("lowest", "corner"), [(60.0, 0.04), (5.0, 0.98)])
+def test_the_note_of_a_panel_stands_where_no_curve_is(lowest, corner):
+    falls = band().assign(min=[100.0, lowest, 5.0] * (len(band()) // 3), mean=100.0, max=100.0)
+    falls["log10_compression"] = [0.0, 1.0, 3.0] * (len(band()) // 3)
+    (note,) = plotting.accuracy_grid({("cifar10", "vgg11"): falls}, {}).axes[0].texts
+    assert note.get_position()[0] == corner
 
 
 def test_first_epochs_have_a_line_for_each_run_and_the_authors_range():

@@ -20,6 +20,23 @@ def test_flow_in_out_draws_each_unit_once_and_the_diagonal(signed):
     assert axis.get_title(loc="left") == "SynFlow\nlargest |in − out| 0.25"
 
 
+TICKS = {
+    (0.002, 30): ["$10^{1}$", "$10^{0}$", "$10^{-1}$", "$10^{-2}$"],
+    (3e-7, 1): ["$10^{0}$", "$10^{-2}$", "$10^{-4}$", "$10^{-6}$"],
+    (0.09, 1): ["$10^{-1}$", "$10^{0}$"],
+    (0.2, 1.5): ["0.2", "1.5"],
+    (-0.5, 1): ["−$10^{-2}$", "−$10^{0}$", "0", "$10^{-2}$", "$10^{0}$"],
+}
+
+
+@pytest.mark.parametrize("ends", TICKS)
+def test_logarithmic_axes_have_powers_of_ten(ends):
+    table = pd.DataFrame({"group": "a", "into": ends, "out": ends, "difference": 0.0})
+    axis = plotting.flow_in_out({"synflow": table}).axes[0]
+    for each in (axis.xaxis, axis.yaxis):
+        assert sorted(tick.get_text() for tick in each.get_ticklabels()) == sorted(TICKS[ends])
+
+
 @pytest.mark.parametrize("number", [1, 2, 3, 4, 5])
 def test_panels_stand_in_rows_of_three_and_all_are_named(number):
     table = pd.DataFrame({"group": "a", "into": [1.0, 2.0], "out": [1.0, 2.0], "difference": [0.0, 0.0]})
