@@ -67,7 +67,7 @@ def flow_in_out(tables: Mapping[str, pd.DataFrame]) -> Figure:
         axis.set_yscale(**scale)
         ticks = _powers(low, largest)
         for each in (axis.xaxis, axis.yaxis):
-            each.set_ticks(list(ticks.values()), labels=list(ticks), fontsize=8)
+            each.set_ticks(list(ticks.values()), labels=list(ticks), fontsize=7 if signed else 8)
             each.set_minor_locator(plt.NullLocator())
         axis.set_title(f"{NAMES.get(pruner, pruner)}\nlargest |in − out| {violation(table):.2g}", fontsize=9)
     _name_axes(panels, "saliency into the unit", "saliency out of it")
