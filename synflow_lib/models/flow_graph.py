@@ -106,7 +106,10 @@ def flow_graph(model: nn.Module, input_shape: Sequence[int], traced: fx.Graph | 
     not match: a linear layer along one dimension of several, a partial flattening, a sum of different shapes.
     """
     if names := hooked(model):
-        raise InputError(f"{names[0]!r} has a forward hook, which may change what it computes: remove it first")
+        raise InputError(
+            f"{names[0]!r} has a forward hook or a forward of its own, which may change what it computes: remove that "
+            "first"
+        )
     return _Builder(dict(model.named_modules()), input_shape).build(traced or trace(model))
 
 

@@ -10,6 +10,8 @@ from torch import fx, nn
 UNDERSTOOD = {"inplace", "negative_slope", "p", "training", "memory_format", "start_dim", "end_dim", "output_size"}
 UNDERSTOOD |= {"dim", "keepdim", "kernel_size", "stride", "padding", "dilation", "ceil_mode", "count_include_pad"}
 SUMS, MEANS, FLATTENS, RESHAPES = {"add", "iadd"}, {"mean"}, {"flatten"}, {"view", "reshape"}
+AUGMENTED = {"add", "sub", "mul", "matmul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor"}
+INPLACE_SECOND = {"relu", "relu6", "selu", "silu", "mish", "hardswish"}
 LIBRARIES = {"torch", "torchvision", "_operator", "builtins", "math"}
 PROBABILITIES = {"softmax", "logsoftmax", "sigmoid", "logsigmoid"}
 
@@ -41,6 +43,19 @@ def kind_of(node: fx.Node, modules: Mapping[str, nn.Module]) -> str:
     if not node.op.startswith("call"):
         return ""
     return kind(modules[node.target] if node.op == "call_module" else node.target)
+
+
+def in_place(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
+    """Whether `node` may change its first argument instead of making something new of it."""
+    if node.op == "call_module":
+        return bool(getattr(modules[node.target], "inplace", False))
+    if not node.op.startswith("call"):
+        return False
+    name = _name(node.target)
+    if kind(name) in INPLACE_SECOND and node.args[1:2] == (True,):  # F.relu(x, True)
+        return True
+    augmented = getattr(node.target, "__module__", "") == "_operator" and name.startswith("i") and name[1:] in AUGMENTED
+    return augmented or name.endswith("_") != name.endswith("__") or node.kwargs.get("inplace") is True
 
 
 def only_ends(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:

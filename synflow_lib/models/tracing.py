@@ -1,25 +1,29 @@
 """A model's operations as a graph, traced without leaving anything behind in the model."""
 
 import inspect
-from collections.abc import Iterator
+import operator
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from copy import copy
+from copy import copy, deepcopy
 
 import torch
 from torch import fx, nn
 
 from synflow_lib.errors import InputError
-from synflow_lib.models.nodes import reshaped_to, reshapes, size_of
+from synflow_lib.models.nodes import AUGMENTED, in_place, kind, reshaped_to, reshapes, size_of
 
+CONTAINERS = (list, dict, set, deque)
 TENSORS_AND_MODULES = {"_parameters", "_buffers", "_modules"}
 
 
 @contextmanager
-def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Put `model` into eval mode for the block, and every module of it back into its own mode afterwards."""
+def eval_mode(model: nn.Module, training: bool = False) -> Iterator[None]:
+    """Put `model` into eval mode (`training`: train mode) for the block, then every module back into its own mode."""
     before = {module: module.training for module in model.modules()}
     try:
-        model.eval()
+        for module in before:
+            module.training = training
         yield
     finally:
         for module, training in before.items():
@@ -28,25 +32,50 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def attributes_kept(model: nn.Module) -> Iterator[None]:
-    """Give every module back the attributes that it had, its lists and dictionaries with what they held.
+    """Give every module back the attributes that it had, its buffers and containers with what they held.
 
     What the model's code stores in the block, as `self.features = x`, would stay otherwise: stand-ins for tensors, or
-    tensors that hold a whole graph. Parameters, buffers and submodules are left alone.
+    tensors that hold a whole graph. Parameters are left alone.
     """
-    before = {}
+    before = []
     for module in model.modules():
-        own = {name: value for name, value in vars(module).items() if name not in TENSORS_AND_MODULES}
-        before[module] = own, [(value, copy(value)) for value in own.values() if type(value) in (list, dict)]
+        own = dict(vars(module))
+        parts = [(part, dict(part)) for part in (module._buffers, module._modules) if isinstance(part, dict)]
+        stored = {name: value for name, value in own.items() if name not in TENSORS_AND_MODULES}
+        containers = [(part, copy(part)) for part in _parts(stored, set()) if type(part) in CONTAINERS]
+        before.append((module, own, parts, containers))
+    buffers = [(b, b.detach().clone(), b._version) for b in model.buffers() if not b.is_inference()]
     try:
         yield
     finally:
-        for module, (own, containers) in before.items():
-            for name in set(vars(module)) - set(own) - TENSORS_AND_MODULES:
+        for module, own, parts, containers in before:
+            for name in set(vars(module)) - set(own):
                 del vars(module)[name]
             vars(module).update(own)
-            for value, held in containers:
+            for value, held in parts + containers:
                 value.clear()
-                value.extend(held) if isinstance(value, list) else value.update(held)
+                value.update(held) if isinstance(value, dict | set) else value.extend(held)
+        with torch.no_grad():
+            for buffer, held, version in buffers:
+                if buffer._version != version:
+                    buffer.copy_(held)
+
+
+def _parts(value: object, seen: set[int]) -> Iterator[object]:
+    """`value` and what it holds, through containers within containers, each once."""
+    if id(value) not in seen:
+        seen.add(id(value))
+        yield value
+        if type(value) in (list, dict, tuple, deque):
+            for part in value.values() if isinstance(value, dict) else value:
+                yield from _parts(part, seen)
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """A deep copy of `model`. What its code stored of a pass, as `self.features = x`, comes without its history."""
+    stored = (part for module in model.modules() for part in _parts(vars(module), set()))
+    made = [part for part in stored if isinstance(part, torch.Tensor) and not part.is_leaf]
+    return deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in made})
 
 
 def operations(model: nn.Module) -> fx.Graph:
@@ -58,9 +87,28 @@ def operations(model: nn.Module) -> fx.Graph:
     """
     try:
         with attributes_kept(model):
-            return _flattening(_with_one_argument(fx.symbolic_trace(model, _defaults(model) or None).graph))
+            graph = _Tracer().trace(model, _defaults(model) or None)
+            return _flattening(_in_new_places(_with_one_argument(graph), dict(model.named_modules())))
     except Exception as error:  # the model's own code runs here, on stand-ins for tensors, and may raise anything
         raise InputError(f"{type(model).__name__} cannot be traced to a graph by torch.fx: {error}") from error
+
+
+def _augmented(function: Callable[..., object]) -> Callable[..., fx.Proxy]:
+    def change(self: fx.Proxy, other: object) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", function, (self, other), {})
+
+    return change
+
+
+IN_PLACE = {f"__i{name}__": _augmented(getattr(operator, f"i{name}")) for name in AUGMENTED}
+_Value = type("_Value", (fx.Proxy,), IN_PLACE)
+
+
+class _Tracer(fx.Tracer):
+    """Tells x += y from x = x + y, which differ where something else still holds x."""
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Value(node, self)
 
 
 def trace(model: nn.Module) -> fx.Graph:
@@ -69,10 +117,25 @@ def trace(model: nn.Module) -> fx.Graph:
         return operations(model)
 
 
+def alike_in_both_modes(model: nn.Module) -> bool:
+    """Whether the code of `model` does the same in train and in eval mode, but for what dropout and BatchNorm do."""
+    told = []
+    for training in (True, False):
+        with eval_mode(model, training):
+            graph = operations(model)
+        number = {node: index for index, node in enumerate(graph.nodes)}
+        told.append([])
+        for node in graph.nodes:
+            args = node.args[:1] if kind(node.target) == "dropout" else node.args
+            options = {name: value for name, value in node.kwargs.items() if name != "training"}
+            told[-1].append((node.op, node.target, fx.node.map_arg((args, options), number.get)))
+    return told[0] == told[1]
+
+
 def hooked(model: nn.Module) -> list[str]:
-    """The modules with forward hooks, which may change what they compute and are no part of a traced graph."""
-    modules = model.named_modules()
-    return [name or type(m).__name__ for name, m in modules if m._forward_hooks or m._forward_pre_hooks]
+    """The modules with forward hooks or a forward of their own, which a traced graph may not have in it."""
+    modules = {name or type(module).__name__: module for name, module in model.named_modules()}
+    return [n for n, m in modules.items() if m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m)]
 
 
 def _defaults(model: nn.Module) -> dict[str, object]:
@@ -91,6 +154,16 @@ def _with_one_argument(graph: fx.Graph) -> fx.Graph:
     for node in reversed(left_out):
         if not node.users:
             graph.erase_node(node)
+    return graph
+
+
+def _in_new_places(graph: fx.Graph, modules: Mapping[str, nn.Module]) -> fx.Graph:
+    """Let what reads a value after it was changed in place, as by x += y, read what came out of that."""
+    for node in graph.nodes:
+        if node.args and isinstance(node.args[0], fx.Node) and in_place(node, modules):
+            later = [user for user in node.args[0].users if node < user]
+            for user in later:
+                user.replace_input_with(node.args[0], node)
     return graph
 
 

@@ -15,15 +15,16 @@ from synflow_lib.pruning.prune import (
     best,
     check_bypass,
     check_compression,
+    check_iterations,
     default_iterations,
     held,
     prune,
     rho_max,
 )
 from synflow_lib.pruning.saliency import (
-    UNUSED,
     Scores,
     forward,
+    gradients,
     masked_state,
     scoring_mode,
     synaptic_flow,
@@ -82,15 +83,15 @@ def _leads_through(model: nn.Module, masks: Mapping[str, Tensor], input_shape: S
             state[name] = state[name].abs()
     x = positive(1, *input_shape).requires_grad_()
     begins = [x]
-    with _path_counting(model), scoring_mode(model, False), torch.enable_grad():
+    with _path_counting(model), scoring_mode(model, False, state), torch.enable_grad():
         if _reads_tokens(model, state, x):  # two of them, for one may be the padding, which has no gradient
             x = (torch.arange(x.numel(), device=device) % 2).reshape(x.shape)
             begins = [state[name].requires_grad_() for name in embeddings(model)]
         output = forward(model, state, x)
         if not output.requires_grad:
             return False
-        gradients = torch.autograd.grad((output * positive(*output.shape)).sum(), begins, **UNUSED)
-    return any(bool((gradient != 0).any()) for gradient in gradients)
+        parts = gradients((output * positive(*output.shape)).sum(), begins, model)
+    return any(bool((part != 0).any()) for part in parts)
 
 
 def _reads_tokens(model: nn.Module, state: dict[str, Tensor], numbers: Tensor) -> bool:
@@ -215,8 +216,7 @@ def pruned_to_flow(
     """
     check_compression(compression, rho_max(model))
     kept_after = lookup(SCHEDULES, schedule, "schedule")
-    if iterations < 1:
-        raise InputError(f"iterations must be at least 1, not {iterations}")
+    check_iterations(iterations)
     if compression == 1:
         return [0.0] * iterations
     network, ratios = FlowNetwork(model, input_shape), []

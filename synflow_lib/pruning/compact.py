@@ -20,7 +20,6 @@ without changing anything, constants and residual sums included, is the whole qu
 the flow graph already knows who reads and writes each channel, so a dependency would add nothing.
 """
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -30,7 +29,7 @@ from torch import Tensor, fx, nn
 from synflow_lib.errors import InputError
 from synflow_lib.models.flow_graph import FlowGraph, Layer, Scale, flow_graph, per_edge
 from synflow_lib.models.nodes import PROBABILITIES, SUMS, kind_of, size_of
-from synflow_lib.models.tracing import trace
+from synflow_lib.models.tracing import alike_in_both_modes, copied, trace
 from synflow_lib.pruning.masks import Masks, apply_masks, check_masks
 from synflow_lib.pruning.state import example_shape
 
@@ -107,7 +106,7 @@ def compact(model: nn.Module, masks: Mapping[str, Tensor], input_shape: Sequence
     kept = [units.nonzero().flatten() for units in _needed(graph, steps)]
     places = _places(model, graph, kept)
 
-    small = copy.deepcopy(model)
+    small = copied(model)
     small_masks = Masks({name: _take(mask, places.get(name, ())) for name, mask in masks.items()})
     for name, index in places.items():
         _shrink(small, name, index)
@@ -132,6 +131,11 @@ def check_compactable(model: nn.Module, input_shape: Sequence[int]) -> FlowGraph
     if strange:
         raise InputError(
             f"{strange[0]!r} is no plain parameter of {type(model).__name__}: remove parametrizations first"
+        )
+    if not alike_in_both_modes(model):
+        raise InputError(
+            f"the code of {type(model).__name__} asks for self.training and does something else in train mode, so no "
+            "smaller network would follow it in both modes"
         )
     if graph.reshapes:
         raise InputError(f"{type(model).__name__} calls view or reshape with sizes of its own: use flatten(1) instead")

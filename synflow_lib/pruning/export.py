@@ -6,7 +6,6 @@ which folder it was made. ONNX merges each BatchNorm into the convolution before
 by less than 1e-4 of the largest output in float32 (`tests/pruning/test_export.py`).
 """
 
-import copy
 import importlib.util
 import io
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ import torch
 from torch import nn
 
 from synflow_lib.errors import InputError
+from synflow_lib.models.tracing import copied
 from synflow_lib.paths import replacing, shown
 from synflow_lib.pruning.state import example_input, forward
 
@@ -66,7 +66,7 @@ def export(model: nn.Module, path: str | Path, input_shape: Sequence[int]) -> Pa
 def _traced(model: nn.Module, input_shape: Sequence[int]) -> torch.export.ExportedProgram:
     name = type(model).__name__
     try:
-        model = copy.deepcopy(model).cpu().eval()
+        model = copied(model).cpu().eval()
         example = example_input(model, 2, input_shape)  # of one, torch.export concludes that it is always one
         forward(model, {}, example)
         program = torch.export.export(model, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},), strict=False)

@@ -20,7 +20,15 @@ from synflow_lib.pruning.flow_program import Program, program
 from synflow_lib.pruning.flow_steps import Affine, Product, scored
 from synflow_lib.pruning.select import Sample, Sieve, clear_all_but, count, unmark
 from synflow_lib.pruning.spans import Span
-from synflow_lib.pruning.state import absolute_state, example_shape, logits, prunable, scoring_mode
+from synflow_lib.pruning.state import (
+    absolute_state,
+    check_positive,
+    example_shape,
+    gradients,
+    logits,
+    prunable,
+    scoring_mode,
+)
 
 LOOK_AT = 0.72  # look for units to cut out when so much is left of what was left at the last look
 WORTH_CUTTING = 0.85  # cut when the network becomes smaller than this: a cut costs as much as an iteration
@@ -204,10 +212,11 @@ class FlowNetwork:
         leaves = [self.state[span.name].detach().requires_grad_() for span in self.spans]
         state = {**self.state, **{span.name: leaf for span, leaf in zip(self.spans, leaves, strict=True)}}
         ones = torch.ones(1, *self.input_shape, dtype=self.dtype, device=self.device)
-        with scoring_mode(self.model, False), torch.enable_grad():
+        with scoring_mode(self.model, False, state), torch.enable_grad():
             flow = logits(self.model, state, ones).sum()
-            gradients = torch.autograd.grad(flow, leaves, allow_unused=True, materialize_grads=True)
-        for span, gradient in zip(self.spans, gradients, strict=True):
+            check_positive(self.model)
+            parts = gradients(flow, leaves, self.model)
+        for span, gradient in zip(self.spans, parts, strict=True):
             torch.mul(gradient.reshape(span.out, -1), span.matrix(self.theta), out=span.matrix(self.values)).abs_()
         flow = abs(float(flow.detach()))  # subtracting layers, LayerNorm and attention, can make it negative
         if holds(flow, self.dtype, len(self.theta)) and bool(self.values.max() < torch.inf):  # NaN fails this too
@@ -335,6 +344,7 @@ def _understood(
         graph = flow_graph(model, input_shape, traced)
     except InputError:
         return None, compiled
-    weights = [layer.weight for layer in graph.layers]
-    covered = len(set(weights)) == len(weights) and set(weights) == set(prunable(model))
-    return graph if covered else None, compiled
+    parts = [part.weight for part in [*graph.layers, *graph.scales]]
+    weights = {layer.weight for layer in graph.layers}
+    once = len(set(parts)) == len(parts) and weights == set(prunable(model))
+    return graph if once and compiled and weights == set(compiled.taps) else None, compiled

@@ -12,7 +12,7 @@ nonnegative numbers is left out.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
@@ -192,15 +192,26 @@ class _Compiler:
             before = [values[x] for x in node.args[:number]]
             if node.op == "output":
                 (last,) = before
-                return Program(
-                    self.input_shape[0], self.steps, torch.bincount(last.kinds.flatten()).to(self.like), self.weights
-                )
+                return self._program(last)
             elif node.op == "call_module":
                 (source,) = before
                 values[node] = self._module(self.modules[node.target], node.target, source)
             else:
                 values[node] = self._call(node, before)
         raise _NoRule
+
+    def _program(self, last: _Map) -> Program:
+        """The steps that lead to `last`: what is computed besides, and read by nothing, has no flow to score."""
+        needed = {last.number}
+        for number in range(len(self.steps), 0, -1):
+            if number in needed:
+                needed.update(self.steps[number - 1].inputs)
+        numbers = {old: new for new, old in enumerate([0, *sorted(needed - {0})])}
+        steps = [self.steps[number - 1] for number in numbers if number]
+        steps = [replace(step, inputs=tuple(numbers[number] for number in step.inputs)) for step in steps]
+        kept = {step.weight for step in steps if isinstance(step, Product)}
+        taps = {weight: taps for weight, taps in self.weights.items() if weight in kept}
+        return Program(self.input_shape[0], steps, torch.bincount(last.kinds.flatten()).to(self.like), taps)
 
     def _add(self, step: Step, kinds: Tensor, channels: int, flat: bool) -> _Map:
         self.steps.append(step)

@@ -39,6 +39,15 @@ class Masks(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self._masks)
 
+    def __eq__(self, other: object) -> bool:
+        """Whether `other` has the same masks under the same names, in whatever order and on whatever device."""
+        if not isinstance(other, Mapping) or set(self) != set(other):
+            return NotImplemented if not isinstance(other, Mapping) else False
+        pairs = [(mask, torch.as_tensor(other[name])) for name, mask in self.items()]
+        return all(a.shape == b.shape and bool((a == b.to(a.device)).all()) for a, b in pairs)
+
+    __hash__ = None
+
     def __repr__(self) -> str:
         kept = f"{self.kept:,} of {self.total:,} weights kept"
         return f"Masks({len(self)} layers, {kept}, compression {self.compression:.6g})"

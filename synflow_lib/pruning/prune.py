@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor, nn
@@ -61,8 +63,7 @@ def prune(
     lookup(dict.fromkeys(SCOPES), scope, "scope")
     iterations = default_iterations(method) if iterations is None else iterations
     check_compression(compression, rho_max(model))
-    if iterations < 1:
-        raise InputError(f"iterations must be at least 1, not {iterations}")
+    check_iterations(iterations)
 
     check_bypass(method, bypass_norm)
     warn_left_alone(model)
@@ -87,8 +88,10 @@ def prune(
 def default_iterations(method: str | Callable[..., Scores]) -> int:
     """How often a method scores unless told otherwise (Tanaka et al. 2020, appendix).
 
-    100 for synflow, by name or as the function itself, and 1 for the rest.
+    100 for synflow, by name or as the function itself, with options of its own or without, and 1 for the rest.
     """
+    while isinstance(method, partial):
+        method = method.func
     return 100 if method in ("synflow", synflow) else 1
 
 
@@ -105,11 +108,18 @@ def check_bypass(method: str | Callable[..., Scores], bypass_norm: bool) -> None
 
 def check_compression(compression: float, highest: float) -> None:
     """Raise InputError unless 1 <= compression <= `highest`, with a grain of room for 10**log10(highest)."""
-    if not 1 <= compression <= highest * (1 + 1e-9):
+    if not isinstance(compression, Real) or not 1 <= compression <= highest * (1 + 1e-9):
+        told = f"{compression:g}" if isinstance(compression, Real) else repr(compression)
         raise InputError(
-            f"compression must be a ratio from 1 to rho_max = {highest:,.1f} for this model, not {compression:g} "
+            f"compression must be a ratio from 1 to rho_max = {highest:,.1f} for this model, not {told} "
             "(it is weights before / after, so 100 keeps 1 %)"
         )
+
+
+def check_iterations(iterations: int) -> None:
+    """Raise InputError unless `iterations` is a whole number, 1 or more."""
+    if not isinstance(iterations, Integral) or iterations < 1:
+        raise InputError(f"iterations must be a whole number of at least 1, not {iterations!r}")
 
 
 def best(network: "FlowNetwork | _Scored", kept: float, scope: str = "global") -> Tensor:

@@ -18,8 +18,11 @@ from synflow_lib.pruning.flow_network import FlowNetwork, holds
 from synflow_lib.pruning.state import (
     absolute_state,
     as_input,
+    called,
+    check_positive,
     example_shape,
     forward,
+    gradients,
     logits,
     masked_state,
     prunable,
@@ -27,9 +30,9 @@ from synflow_lib.pruning.state import (
     warn_unscored,
 )
 
-Batches = Sequence[tuple[Tensor, Tensor | None]]
+Inputs = Tensor | tuple[Tensor, ...]
+Batches = Sequence[tuple[Inputs, Tensor | None]]
 Scores = dict[str, Tensor]
-UNUSED = {"allow_unused": True, "materialize_grads": True}  # a weight that the output does not hang on scores 0
 
 
 def _leaves(model: nn.Module, state: dict[str, Tensor], parameters: Iterable[str] | None) -> dict[str, Tensor]:
@@ -44,18 +47,21 @@ def _like(model: nn.Module) -> Tensor:
 
 def _checked(
     model: nn.Module, batches: Batches | None, method: str, loss: losses.Loss = losses.supervised
-) -> list[tuple[Tensor, Tensor | None]]:
+) -> list[tuple[Inputs, Tensor | None]]:
     """The batches as the model and the loss take them; raises InputError for anything that is no such batch."""
     if not batches:
         raise InputError(f"{method} scores weights on data: pass batches=[(images, labels), ...]")
     like, checked = _like(model), []
     for batch in batches:
         pair = isinstance(batch, tuple | list) and len(batch) == 2
-        unlabelled = pair and batch[1] is None and loss is not losses.supervised
-        if not pair or not all(isinstance(t, Tensor) for t in (batch[:1] if unlabelled else batch)):
+        images, labels = batch if pair else (None, None)
+        inputs = tuple(images) if isinstance(images, tuple | list) else (images,)
+        unlabelled = pair and labels is None and loss is not losses.supervised
+        if not inputs or not all(isinstance(t, Tensor) for t in (*inputs, *(() if unlabelled else (labels,)))):
             raise InputError(f"batches must be a sequence of (images, labels) tensors, not of {type(batch).__name__}")
-        images, labels = batch
-        checked.append((as_input(model, images, like), None if unlabelled else _labels(labels, images, loss, like)))
+        ready = tuple(as_input(model, one, like) for one in inputs)
+        labels = None if unlabelled else _labels(labels, inputs[0], loss, like)
+        checked.append((ready if isinstance(images, tuple | list) else ready[0], labels))
     if not checked:
         raise InputError(f"{method} got no batches: of a generator that was used before none is left, so pass a list")
     return checked
@@ -76,19 +82,19 @@ def _labels(labels: Tensor, images: Tensor, loss: losses.Loss, like: Tensor) -> 
 def _loss(
     model: nn.Module,
     state: dict[str, Tensor],
-    images: Tensor,
+    images: Inputs,
     labels: Tensor | None,
     weight: float,
     temperature: float = 1.0,
     loss: losses.Loss = losses.supervised,
 ) -> Tensor:
-    outputs = (logits if losses.known(loss) else forward)(model, state, images)
-    return weight * losses.evaluate(loss, outputs / temperature, labels)
+    outputs = (logits if losses.known(loss) else called)(model, state, images)
+    return weight * losses.evaluate(loss, outputs if temperature == 1 else outputs / temperature, labels)
 
 
-def _weighted(batches: list[tuple[Tensor, Tensor | None]]) -> Iterator[tuple[Tensor, Tensor | None, float]]:
-    total = sum(len(images) for images, _ in batches)
-    return ((images, labels, len(images) / total) for images, labels in batches)
+def _weighted(batches: list[tuple[Inputs, Tensor | None]]) -> Iterator[tuple[Inputs, Tensor | None, float]]:
+    sizes = [len(images[0] if isinstance(images, tuple) else images) for images, _ in batches]
+    return ((*batch, size / sum(sizes)) for batch, size in zip(batches, sizes, strict=True))
 
 
 def loss_saliency(
@@ -103,7 +109,8 @@ def loss_saliency(
     ends with a softmax, log-softmax or sigmoid, what comes in front of it, as cross entropies take it), or a function
     (outputs, labels) -> scalar of your own, a mean over the batch, for outputs and labels [B, ...] of any kind; for one
     that reads no labels they may be None: batches=[(images, None), ...]. Images are given in the model's dtype, but
-    tokens (int32, int64) as they are to a model with an embedding. `parameters` names what is scored (default: the
+    tokens (int32, int64) as they are to a model with an embedding. For a model of several inputs a batch is ((x, y),
+    labels), and a function of your own gets whatever the model returns. `parameters` names what is scored (default: the
     prunable weights). Raises InputError for missing or misshapen batches and an unknown loss.
     """
     loss = losses.resolve(loss)
@@ -111,12 +118,12 @@ def loss_saliency(
     state = masked_state(model, masks)
     leaves = _leaves(model, state, parameters)
     total = {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
-    with scoring_mode(model, train_mode), torch.enable_grad():
+    with scoring_mode(model, train_mode, state), torch.enable_grad():
         for images, labels, weight in _weighted(checked):
             objective = _loss(model, state, images, labels, weight, loss=loss)
-            gradients = torch.autograd.grad(objective, list(leaves.values()), **UNUSED)
-            for sum_, gradient in zip(total.values(), gradients, strict=True):
-                sum_ += gradient
+            parts = gradients(objective, list(leaves.values()), model)
+            for sum_, part in zip(total.values(), parts, strict=True):
+                sum_ += part
     return {name: (total[name] * leaf).detach() for name, leaf in leaves.items()}
 
 
@@ -158,17 +165,17 @@ def grasp(
     gradient = [torch.zeros_like(leaf) for leaf in values] if len(checked) > 1 else None
     product = [torch.zeros_like(leaf) for leaf in values]
 
-    def objective(images: Tensor, labels: Tensor | None, weight: float) -> Tensor:
+    def objective(images: Inputs, labels: Tensor | None, weight: float) -> Tensor:
         return _loss(model, state, images, labels, weight, temperature, loss)
 
     # Of attention's implementations only the plain one can be differentiated twice.
-    with scoring_mode(model, train_mode), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+    with scoring_mode(model, train_mode, state), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
         for images, labels, weight in _weighted(checked) if gradient else ():
-            parts = torch.autograd.grad(objective(images, labels, weight), values, **UNUSED)
+            parts = gradients(objective(images, labels, weight), values, model)
             for sum_, part in zip(gradient, parts, strict=True):
                 sum_ += part
         for images, labels, weight in _weighted(checked):
-            parts = torch.autograd.grad(objective(images, labels, weight), values, create_graph=True, **UNUSED)
+            parts = gradients(objective(images, labels, weight), values, model, create_graph=True)
             # Of a single batch g is at hand already.
             frozen = gradient or [part.detach() for part in parts]
             along = sum((part * g).sum() for part, g in zip(parts, frozen, strict=True))
@@ -181,7 +188,7 @@ def _second(along: Tensor, values: list[Tensor], model: nn.Module) -> tuple[Tens
     if not along.requires_grad:  # the loss is linear in all of them
         return tuple(torch.zeros_like(value) for value in values)
     try:
-        return torch.autograd.grad(along, values, **UNUSED)
+        return gradients(along, values, model)
     except RuntimeError as error:
         if "derivative for" not in str(error):
             raise
@@ -239,11 +246,12 @@ def synflow(
     for dtype in dict.fromkeys((torch.promote_types(like.dtype, torch.float32), torch.float64)):
         state = _flow_state(model, masks, dtype, train_mode, bypass_norm)
         leaves = _leaves(model, state, parameters)
-        with scoring_mode(model, train_mode), torch.enable_grad():
+        with scoring_mode(model, train_mode, state), torch.enable_grad():
             ones = torch.ones(1, *input_shape, dtype=dtype, device=like.device)
             flow = logits(model, state, ones).sum()
-            gradients = torch.autograd.grad(flow, list(leaves.values()), **UNUSED)
-        scores = {name: (leaf * g).detach().abs() for (name, leaf), g in zip(leaves.items(), gradients, strict=True)}
+            check_positive(model)
+            parts = gradients(flow, list(leaves.values()), model)
+        scores = {name: (leaf * g).detach().abs() for (name, leaf), g in zip(leaves.items(), parts, strict=True)}
         finite = all(bool(score.isfinite().all()) for score in scores.values())
         if finite and holds(abs(float(flow.detach())), dtype, sum(leaf.numel() for leaf in leaves.values())):
             if masks is None:
@@ -308,7 +316,6 @@ def synaptic_saliency(
     state = masked_state(model, masks)
     names = parameters if parameters is not None else [name for name, _ in model.named_parameters()]
     leaves = _leaves(model, state, names)
-    with scoring_mode(model, train_mode), torch.enable_grad():
-        objective = scalar(forward(model, state, x))
-        gradients = torch.autograd.grad(objective, list(leaves.values()), **UNUSED)
-    return {name: (leaf * g).detach() for (name, leaf), g in zip(leaves.items(), gradients, strict=True)}
+    with scoring_mode(model, train_mode, state), torch.enable_grad():
+        parts = gradients(scalar(forward(model, state, x)), list(leaves.values()), model)
+    return {name: (leaf * g).detach() for (name, leaf), g in zip(leaves.items(), parts, strict=True)}

@@ -32,18 +32,25 @@ def prunable(model: nn.Module) -> dict[str, nn.Parameter]:
 
     Biases, normalisation and embeddings are not; shortcut convolutions, attention and the classifier are. A weight
     that is shared counts once, under the name that `named_parameters` gives it. Raises InputError where there is none,
-    and for a model that is wrapped to run on several devices.
+    where one has no shape yet, and for a model that is wrapped to run on several devices, compiled or scripted.
     """
     if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
         raise InputError(f"{type(model).__name__} only wraps a model: prune what is in it, its .module")
+    if "_orig_mod" in model._modules:
+        raise InputError(
+            "a compiled model only wraps a model: prune what is in it, its ._orig_mod, and compile that after"
+        )
+    if isinstance(model, torch.jit.ScriptModule):
+        raise InputError("a scripted or traced model has no layers of its own: prune it before torch.jit")
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if isinstance(tensor, nn.UninitializedParameter | nn.UninitializedBuffer):
+            raise InputError(f"{name!r} has no shape yet: run the model once before it is pruned")
     found: dict[str, nn.Parameter] = {}
     names = {parameter: name for name, parameter in model.named_parameters()}
     for module in model.modules():
         linear = isinstance(module, nn.Linear | CONVOLUTION | nn.MultiheadAttention)
         for attribute in PROJECTIONS if isinstance(module, nn.MultiheadAttention) else ("weight",):
             weight = module._parameters.get(attribute) if linear else None
-            if isinstance(weight, nn.UninitializedParameter):
-                raise InputError(f"{names[weight]!r} has no shape yet: run the model once before it is pruned")
             if weight is not None:
                 found[names[weight]] = weight
     if not found:
@@ -57,16 +64,55 @@ def prunable(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 @contextmanager
-def scoring_mode(model: nn.Module, train_mode: bool) -> Iterator[None]:
+def scoring_mode(model: nn.Module, train_mode: bool, state: Mapping[str, Tensor] | None = None) -> Iterator[None]:
     """Score without dropout; BatchNorm uses its running statistics, or the batch's own where `train_mode`.
 
-    What the model's code notes of its passes as attributes of its own is taken back.
+    What the model's code notes of its passes as attributes of its own is taken back. The tensors of `state` stand in
+    for the model's parameters and buffers until the gradients are there: where activations are checkpointed, code runs
+    again for them.
     """
-    with eval_mode(model), attributes_kept(model):
+    with eval_mode(model), attributes_kept(model), _standing_in(model, state or {}):
         for module in model.modules():
             if train_mode and isinstance(module, BATCH_NORM):
                 module.train()
         yield
+
+
+@contextmanager
+def _standing_in(model: nn.Module, state: Mapping[str, Tensor]) -> Iterator[None]:
+    own = dict((*model.named_parameters(), *model.named_buffers()))
+    others = {id(own[name]): tensor for name, tensor in state.items() if name in own}
+    places = [place for module in model.modules() for place in (module._parameters, module._buffers)]
+    places = [place for place in places if isinstance(place, dict)]  # a scripted part has others, which cannot be set
+    before = [(place, name, tensor) for place in places for name, tensor in place.items() if id(tensor) in others]
+    try:
+        for place, name, tensor in before:
+            place[name] = others[id(tensor)]
+        yield
+    finally:
+        for place, name, tensor in before:
+            place[name] = tensor
+
+
+def gradients(value: Tensor, leaves: Sequence[Tensor], model: nn.Module, **options: object) -> tuple[Tensor, ...]:
+    """d `value` / d `leaves`, zero for what it does not hang on.
+
+    Raises InputError where the code of `model` leaves no gradients, or computes them in a way of its own.
+    """
+    if not value.requires_grad:
+        raise InputError(
+            f"{type(model).__name__} runs without gradients, which scores are made of: leave out torch.no_grad and "
+            "torch.inference_mode, in its code and around the call"
+        )
+    try:
+        return torch.autograd.grad(value, leaves, allow_unused=True, materialize_grads=True, **options)
+    except RuntimeError as error:
+        if "heckpoint" not in str(error):
+            raise
+        raise InputError(
+            f"{type(model).__name__} checkpoints its activations in a way that scores cannot be computed with: use "
+            "torch.utils.checkpoint with use_reentrant=False, or switch it off"
+        ) from error
 
 
 def masked_state(
@@ -118,7 +164,11 @@ def looks_up(model: nn.Module) -> bool:
 
 
 def as_input(model: nn.Module, x: Tensor, like: Tensor) -> Tensor:
-    """`x` on the device and in the dtype of `like`; tokens (int32, int64) stay such for a model that looks them up."""
+    """`x` on the device and in the dtype of `like`; tokens (int32, int64) stay such for a model that looks them up,
+    and truth values (a padding mask) for all.
+    """
+    if x.dtype == torch.bool:
+        return x.to(like.device)
     return x.to(like.device) if x.dtype in TOKENS and looks_up(model) else x.to(like)
 
 
@@ -134,23 +184,25 @@ def example_input(model: nn.Module, number: int, input_shape: Sequence[int]) -> 
     return zeros
 
 
-def called(model: nn.Module, state: dict[str, Tensor], x: Tensor) -> object:
-    """What `model` gives for `x` with `state`; raises InputError where it cannot take that."""
+def called(model: nn.Module, state: dict[str, Tensor], x: Tensor | tuple[Tensor, ...]) -> object:
+    """What `model` gives for `x`, or several inputs, with `state`; raises InputError where it cannot take that."""
+    inputs = x if isinstance(x, tuple) else (x,)
     try:
-        return functional_call(model, state, (x,))
+        return functional_call(model, state, inputs)
     except (RuntimeError, ValueError, AssertionError, IndexError, TypeError) as error:
         if "out of memory" in str(error):
             raise
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        if x.is_floating_point() and looks_up(model) and "indices" in reason:
+        if inputs[0].is_floating_point() and looks_up(model) and "indices" in reason:
             reason = (
                 "its embedding looks up whole numbers (int64); what needs an input of ones, as synflow does, can be "
                 "asked of the part behind it"
             )
-        raise InputError(f"{type(model).__name__} cannot take an input of shape {tuple(x.shape)}: {reason}") from error
+        shapes = " and ".join(str(tuple(one.shape)) for one in inputs)
+        raise InputError(f"{type(model).__name__} cannot take an input of shape {shapes}: {reason}") from error
 
 
-def forward(model: nn.Module, state: dict[str, Tensor], x: Tensor) -> Tensor:
+def forward(model: nn.Module, state: dict[str, Tensor], x: Tensor | tuple[Tensor, ...]) -> Tensor:
     """Return the output of `model` for `x` with `state` in place of its own parameters and buffers.
 
     Raises InputError where the model cannot take an input of that shape, or gives something else than a tensor.
@@ -161,7 +213,7 @@ def forward(model: nn.Module, state: dict[str, Tensor], x: Tensor) -> Tensor:
     return output
 
 
-def logits(model: nn.Module, state: dict[str, Tensor], x: Tensor) -> Tensor:
+def logits(model: nn.Module, state: dict[str, Tensor], x: Tensor | tuple[Tensor, ...]) -> Tensor:
     """`forward`, but for a softmax, log-softmax or sigmoid that the network ends with: what comes in front of it.
 
     Cross entropies are of that, and the sum of probabilities, a constant or saturated, says nothing of paths.
@@ -205,7 +257,7 @@ def absolute_state(
     state = masked_state(model, masks, dtype, without)
     for name, tensor in state.items():
         if name in signed:
-            tensor.abs_()
+            state[name] = tensor.abs().to(tensor.dtype)  # of complex numbers too
         elif name.rpartition(".")[2] == "running_mean":
             tensor.zero_()
     if bypass_norm:
@@ -213,10 +265,25 @@ def absolute_state(
     return state
 
 
+def check_positive(model: nn.Module) -> None:
+    """Raise InputError where a layer of the absolute network computes its weight, and what comes out is not positive.
+
+    So it is with spectral norm and orthogonal weights; weight norm keeps |g| |v| / norm(v) positive. To be asked after
+    a forward pass, while the network's state stands in for the model's own.
+    """
+    for name, module in model.named_modules():
+        computed = isinstance(module, nn.Linear | CONVOLUTION) and "weight" not in module._parameters
+        if computed and bool((module.weight < 0).any()):
+            raise InputError(
+                f"synflow needs |weight|, but the weight of {name or type(module).__name__} is computed from others "
+                "and comes out negative: remove its parametrization (of a copy of the model) first"
+            )
+
+
 def batch_norms(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """All BatchNorms, frozen ones of any library too, each with what its tensors' names begin with."""
     for name, module in model.named_modules():
-        alike = module._buffers.get("running_var") is not None and hasattr(module, "eps")
+        alike = dict(module.named_buffers(recurse=False)).get("running_var") is not None and hasattr(module, "eps")
         if isinstance(module, BATCH_NORM) or alike:
             yield f"{name}." if name else "", module
 

@@ -26,7 +26,7 @@ from synflow_lib.models.nodes import kind, only_ends
 from synflow_lib.models.tracing import trace
 from synflow_lib.pruning.compact import check_compactable
 from synflow_lib.pruning.flow_network import FlowNetwork
-from synflow_lib.pruning.state import absolute_state, logits, scoring_mode
+from synflow_lib.pruning.state import absolute_state, gradients, logits, scoring_mode
 
 # Operations go by one name, as module (MaxPool2d), function (max_pool2d) or method (relu_): maxpool, relu.
 # On the nonnegative numbers that SynFlow sends ELU, CELU and SELU are linear too; for the saliency of a loss they fail.
@@ -36,6 +36,7 @@ HOMOGENEOUS = (
     r"expand|repeat|contiguous|clone|to|float|double|chunk|split|unbind|getitem|roll|.*pad|pixel(un)?shuffle|channelshuffle"
 )
 JOIN, SUM, PRODUCT = r"cat|concat|stack", r"i?(add|sub)", r"i?(mul|truediv)|multiply|div|matmul|b?mm|einsum"
+BIAS_AT = {"linear": 2, "conv": 2, "convtranspose": 2, "batchnorm": 4}  # among a function's arguments
 SIZE = r"size|dim|getattr|len|eq|ne|[lg][te]|assert"
 BREAKS = {
     "is not linear on positive numbers": (
@@ -70,6 +71,7 @@ FAMILIES: dict[str, dict[str, object]] = {
 SMALLEST = {"alexnet": 64}  # images; the others take 32 x 32
 
 
+UNEXPLAINED = 1e-6  # a deviation that is no rounding, in float64
 # A gate that is saturated, or a ReLU6 that is not, keeps the property by chance: so it is measured at many sizes.
 SIZES_MEASURED = (1.0, 2.0**-8, 2.0**-16)
 
@@ -104,6 +106,8 @@ def assumptions(model: nn.Module, input_shape: Sequence[int], *, bypass_norm: bo
     """
     reader = _Reader(model)
     deviations = _deviations(model, input_shape, reader.additive, bypass_norm)
+    if not reader.broken and max(deviations) > UNEXPLAINED:
+        reader.broken[""] = "unexplained", "is how its flow is lost, which is measured", ["no operation that was read"]
     broken = reader.broken.values()
     reasons = tuple(f"{what} {why}: {_some(where)}" for what, why, where in broken)
     return Assumptions(tuple(what for what, _, _ in broken), reasons, deviations[0], max(deviations))
@@ -121,15 +125,15 @@ def _deviations(
         x = torch.full((1, *input_shape), size, dtype=torch.float64, device=device, requires_grad=True)
         smaller = {name: (size * value).requires_grad_() for name, value in added.items()}
         leaves = [x, *smaller.values()]
-        with scoring_mode(model, False), torch.enable_grad():
+        with scoring_mode(model, False, state | smaller), torch.enable_grad():
             flow = logits(model, state | smaller, x).sum()
-            gradients = torch.autograd.grad(flow, leaves, allow_unused=True, materialize_grads=True)
+            parts = gradients(flow, leaves, model)
         leaving = flow.detach()
         if not 0 < leaving.abs() < torch.inf:
             raise InputError(
                 f"the flow through {type(model).__name__} is {float(leaving)}: there is nothing to conserve"
             )
-        entering = sum((leaf.detach() * g).sum() for leaf, g in zip(leaves, gradients, strict=True))
+        entering = sum((leaf.detach() * g).sum() for leaf, g in zip(leaves, parts, strict=True))
         deviations.append(float(((entering - leaving) / leaving).abs()))
     return deviations
 
@@ -233,9 +237,19 @@ class _Reader:
                 self._break("quotient", "quotient", "divides by values that depend on the input", where)
         elif what.endswith("pad") and _padded_with(node, module) not in (None, 0):
             self._break("constant", "constant", "is added that is no parameter", where)
+        elif module is None and what in BIAS_AT:
+            self._weighted(node, BIAS_AT[what], where)
         elif not re.fullmatch(HOMOGENEOUS, what):
             self._break(what, name, "has no rule here", where)
         return True
+
+    def _weighted(self, node: fx.Node, bias_at: int, where: str) -> None:
+        """A layer written as a function: what it adds is additive, and its weight must not depend on the input."""
+        bias = node.kwargs.get("bias", node.args[bias_at] if len(node.args) > bias_at else None)
+        if isinstance(bias, fx.Node):
+            self.additive |= self.made_of[bias] & self.parameters
+        if sum(self.flows[x] for x in _inputs(node)) > 1:
+            self._break("product", "product", "multiplies values that both depend on the input", where)
 
     def _sum(self, node: fx.Node, parts: fx.Node | Sequence[object]) -> None:
         for part in [parts] if isinstance(parts, fx.Node) else parts:

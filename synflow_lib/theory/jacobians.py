@@ -180,7 +180,7 @@ def input_output(model: nn.Module, images: Tensor, masks: Mapping[str, Tensor] |
     """
     state, like = _state(model, masks)
     x = images.to(like).detach().requires_grad_()
-    with scoring_mode(model, False), torch.enable_grad():
+    with scoring_mode(model, False, state), torch.enable_grad():
         outputs = forward(model, state, x)
         if outputs.ndim != 2:
             raise InputError(

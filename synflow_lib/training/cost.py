@@ -9,7 +9,6 @@ Counted by PyTorch's own operator counter and by following every tensor that is 
 the program, not of the machine: what kernels need for themselves, and the allocator's spare, are not in them.
 """
 
-import copy
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -27,6 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from synflow_lib import devices
 from synflow_lib.devices import Speed
 from synflow_lib.errors import InputError
+from synflow_lib.models.tracing import copied
 from synflow_lib.pruning.masks import Masks, check_masks
 from synflow_lib.pruning.state import as_input, called, example_input, prunable
 from synflow_lib.training.optim import mask_gradients, sgd
@@ -93,16 +93,16 @@ def flops(model: nn.Module, input_shape: Iterable[int], masks: Mapping[str, Tens
 
 def _flops(model: nn.Module, input_shape: Iterable[int], masks: Mapping[str, Tensor] | None) -> tuple[int, int]:
     """All of them, and those of kept weights."""
-    copied = copy.deepcopy(model).eval()
+    twin = copied(model).eval()
     with torch.no_grad():
-        example = example_input(copied, 1, input_shape)
-    with torch.no_grad(), _plain_attention(copied) as projections, FlopCounterMode(display=False) as counter:
-        called(copied, {}, example)
+        example = example_input(twin, 1, input_shape)
+    with torch.no_grad(), _plain_attention(twin) as projections, FlopCounterMode(display=False) as counter:
+        called(twin, {}, example)
     total = kept = counter.get_total_flops()
     by_module = {name: sum(operators.values()) for name, operators in counter.get_flop_counts().items()}
     for name, mask in (masks or {}).items():
-        used = copied.get_parameter(name)
-        owners = [path for path, module in copied.named_modules() if module._parameters.get("weight") is used]
+        used = twin.get_parameter(name)
+        owners = [path for path, module in twin.named_modules() if module._parameters.get("weight") is used]
         own = sum(by_module.get(".".join(filter(None, (type(model).__name__, path))), 0) for path in owners)
         kept -= round(own * (1 - float(mask.double().mean())))
         for weight, tokens in projections:
@@ -177,7 +177,7 @@ class _Runner:
     ):
         images, self.labels = batch
         order = speed.memory_format(*model.parameters())
-        self.model = copy.deepcopy(model).to(images.device, memory_format=order)
+        self.model = copied(model).to(images.device, memory_format=order)
         self.images = as_input(self.model, images, next(self.model.parameters()))
         self.masks = masks and Masks(masks).to(self.images.device)
         self.speed, self.dtype = speed, next(model.parameters()).dtype

@@ -113,6 +113,14 @@ CODE = {
     "a remainder": (lambda m, h: h % 3, ("mod",)),
     "a softmax": (lambda m, h: F.softmax(h, 1) * 3, ("softmax",)),
     "a norm": (lambda m, h: F.normalize(h), ("normalize",)),
+    "a layer as a function": (lambda m, h: F.linear(h, m.last.weight.repeat(2, 1), m.factor), ()),
+    "a layer as a function, by name": (lambda m, h: F.linear(h, m.last.weight.repeat(2, 1), bias=m.factor), ()),
+    "a normalisation as a function": (
+        lambda m, h: F.batch_norm(h, m.constant * 0, m.constant + 1, m.factor, m.embedding[0]),
+        (),
+    ),
+    "a weight that is made of the input": (lambda m, h: F.linear(h, h[0][:, None] * m.embedding), ("product",)),
+    "the larger of the flow and a number": (lambda m, h: torch.max(h, m.constant * 9), ("unexplained",)),
     "what has no rule": (lambda m, h: torch.fft.rfft(h, dim=1).abs().repeat(1, 2)[:, :6], ("fft_rfft", "abs")),
 }
 
