@@ -7,6 +7,7 @@ What came out is written down after each chapter, so an interrupted call loses o
 import contextlib
 import hashlib
 import json
+import re
 import sys
 import threading
 import time
@@ -68,7 +69,8 @@ def reproduce(
 
     `only` names chapters ("03", "3", "03_network_wise"). `panels` runs chapter 07 once for each panel of figure 6
     ("all"), or those of one data set, one model or one pair ("cifar10", "vgg16", "cifar10_vgg16"), with the published
-    compressions and seeds; each executed panel is kept as OUT/07_DATASET_MODEL.ipynb and .html. They take the place
+    compressions and seeds; each executed panel is kept as OUT/07_DATASET_MODEL.ipynb and .html (with
+    _RECIPE behind it, unless that is the chapter's own). They take the place
     of chapter 07 as it stands, and no other chapter is run unless `only` names it. `recipe` and `scale` ("small" or
     "paper") go to the chapters that have such a parameter; at the scale "paper" a chapter computes its full-size tables
     again and writes them to data/results. 0 means that all passed, 1 that one failed, 130 that Ctrl-C stopped it.
@@ -139,6 +141,7 @@ def plan(
             )
     for job in jobs:
         parameters.check(job.notebook.name, notebook.parameters_of(job.notebook), job.parameters)
+        _check_recipe(job)
     return jobs
 
 
@@ -181,10 +184,24 @@ def _panel_jobs(panels: bool | str | Sequence[str], recipe: str | None, chapters
     if file is None:
         raise InputError(f"chapter {PANEL_CHAPTER}, which draws the panels, is not in {paths.notebooks()}")
     extra = PUBLISHED_AXES | ({"recipe": recipe} if recipe else {})
+    usual = not recipe or recipe == notebook.parameters_of(file)["recipe"].default
+    end = "" if usual else "_" + re.sub(r"[^\w.+=-]+", "_", str(recipe))  # those of another recipe are kept beside
     return [
-        Job(f"{PANEL_CHAPTER}_{dataset}_{model}", file, {"dataset": dataset, "model": model, **extra}, timeout=None)
+        Job(
+            f"{PANEL_CHAPTER}_{dataset}_{model}{end}", file, {"dataset": dataset, "model": model, **extra}, timeout=None
+        )
         for dataset, model in chosen(panels)
     ]
+
+
+def _check_recipe(job: Job) -> None:
+    """Raise InputError where a job's recipe is none for the network that it trains."""
+    values = {name: parameter.default for name, parameter in notebook.parameters_of(job.notebook).items()}
+    values |= job.parameters
+    from synflow_lib import training
+
+    if {"recipe", "dataset", "model"} <= set(values):
+        training.recipe(values["recipe"], values["dataset"], values["model"])
 
 
 def _surroundings() -> str:

@@ -88,6 +88,8 @@ def test_chapters_come_in_order_and_once(chapters):
         ({"only": ["03"], "recipe": "fast"}, "none of these chapters has a parameter 'recipe'"),
         ({"only": ["07"], "scale": "paper"}, "none of these chapters has a parameter 'scale'"),
         ({"scale": "papre"}, r"unknown scale 'papre'; did you mean 'paper'\? \(known: small, paper\)"),
+        ({"panels": "all", "recipe": "fsat"}, "unknown recipe 'fsat'; did you mean 'fast'"),
+        ({"only": ["07"], "recipe": "fast:epochs=two"}, "epochs must be a whole number"),
         ({"panels": "all", "recipe": 3}, r"parameter 'recipe' in 07_panel\.ipynb must be str"),
     ],
 )
@@ -106,11 +108,14 @@ def test_no_chapters_is_a_sentence(tmp_path, monkeypatch):
 def test_the_panels_are_chapter_07_with_names_of_their_own(chapters):
     jobs = plan(panels="all", recipe="fast")
     assert len(jobs) == len(PANELS) == 12 and len({job.name for job in jobs}) == 12
-    assert jobs[0].name == "07_cifar10_vgg11" and jobs[0].timeout is None
+    assert jobs[0].name == "07_cifar10_vgg11_fast" and jobs[0].timeout is None
     assert jobs[0].parameters == {
         **{"dataset": "cifar10", "model": "vgg11", "recipe": "fast"},
         **{"log10_compressions": list(PUBLISHED_COMPRESSIONS), "seeds": list(PUBLISHED_SEEDS)},
     }
+    assert plan(panels="cifar10_vgg16", recipe="smoke")[0].name == "07_cifar10_vgg16"  # the chapter's own
+    others = [plan(panels="cifar10_vgg16", recipe=name)[0].name for name in ("published", "fast:epochs=9,crop=3")]
+    assert others == ["07_cifar10_vgg16_published", "07_cifar10_vgg16_fast_epochs=9_crop=3"]
     assert [job.name for job in plan(["03"], panels="cifar10_vgg16")] == ["03_network_wise", "07_cifar10_vgg16"]
     assert len(plan(panels="tiny-imagenet")) == 4 and len(plan(panels=True)) == 12
     assert len(plan(panels=["tiny-imagenet", "cifar10_vgg11"])) == 5

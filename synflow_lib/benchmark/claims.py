@@ -50,8 +50,8 @@ def claim(key: str, fields: Mapping[str, Any] | None = None) -> Iterator[bool]:
     """Give True, and keep the run of this key to this process for the block; give False where another has it.
 
     Look at the record again after claiming: the other process may have just finished. The `fields` of the run are noted
-    for `begun`. Lock and note are removed when the block ends with a record in place, for nobody needs them any more.
-    Raises InputError where locks cannot be made.
+    for `begun`, and half-written files of the run are removed. Lock and note are removed when the block ends with a
+    record in place, for nobody needs them any more. Raises InputError where locks cannot be made.
     """
     lock = _lock(key)
     try:
@@ -60,6 +60,8 @@ def claim(key: str, fields: Mapping[str, Any] | None = None) -> Iterator[bool]:
         yield False
         return
     try:
+        for half in _halves(key):
+            half.unlink(missing_ok=True)
         if fields is not None:
             _note(key, fields)
         yield True
@@ -69,6 +71,12 @@ def claim(key: str, fields: Mapping[str, Any] | None = None) -> Iterator[bool]:
             with contextlib.suppress(PermissionError):  # Windows keeps a file that is open
                 path(key).unlink(missing_ok=True)
         lock.release()
+
+
+def _halves(key: str) -> list[Path]:
+    """What a process that was killed while it wrote a file of this run has left; whoever claims the run writes none."""
+    folders = (paths.records(), paths.records() / "checkpoints", paths.records() / "claims")
+    return [file for folder in folders for file in folder.glob(f".{key}*.partial")]
 
 
 def _note(key: str, fields: Mapping[str, Any]) -> None:

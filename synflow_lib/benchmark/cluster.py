@@ -21,7 +21,7 @@ from synflow_lib.benchmark import records
 from synflow_lib.benchmark.grid import Run
 from synflow_lib.benchmark.processes import failed
 from synflow_lib.benchmark.stopping import heeding
-from synflow_lib.benchmark.worker import attempt
+from synflow_lib.benchmark.worker import told
 from synflow_lib.devices import Speed
 from synflow_lib.errors import InputError, lookup
 from synflow_lib.training.checkpoint import STOP
@@ -184,7 +184,7 @@ def task(fields: dict, device: str, threads: int, speed: Speed | None, flag: str
     An OSError may be the moment's (a network file system): Ray tries again. A full disk is an InputError and is not.
     """
     with heeding(paths.records() / flag, LOOK_EVERY):
-        return attempt(Run(**fields), place(device), threads, speed, sharing, through=(OSError,))
+        return told(Run(**fields), place(device), threads, speed, sharing, through=(OSError,))
 
 
 def place(device: str) -> str:

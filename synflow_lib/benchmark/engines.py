@@ -99,8 +99,12 @@ def finish(runs: Sequence[Run], serve: Serve, report: Progress) -> None:
     by_key = {run.key: run for run in runs}
     away: dict[str, Run] = {}
     stopped: list[str] = []
+    warned: set[str] = set()
 
     def heard(answer: dict) -> None:
+        for sentence in set(answer.get("warnings", ())) - warned:
+            warned.add(sentence)
+            log.warning(sentence)
         if answer["status"] == "elsewhere":
             away[answer["key"]] = by_key[answer["key"]]
         elif answer["status"] == "stopped":

@@ -31,27 +31,36 @@ def path(key: str) -> Path:
     return paths.records() / f"{key}.json"
 
 
-def write(record: dict[str, Any]) -> Path:
-    """Write a record under its key and return the path; a reader never sees half of it.
+def copy_of(key: str) -> Path:
+    """Where the second copy of that record lies: a damaged one would cost a whole training."""
+    return paths.records() / "copies" / f"{key}.json"
 
-    Raises InputError when the disk is full or the folder cannot be written.
+
+def write(record: dict[str, Any]) -> Path:
+    """Write a record under its key, and a copy of it, and return the path; a reader never sees half of it.
+
+    Raises InputError when the disk is full or the folder cannot be written. The copy may be missing: the log says so.
     """
-    text = json.dumps(record, indent=1, allow_nan=False)
+    text = json.dumps(record, indent=1, allow_nan=False) + "\n"
     with paths.replacing(path(record["key"])) as partial:
-        partial.write_text(text + "\n", encoding="utf-8")
+        partial.write_text(text, encoding="utf-8")
+    try:
+        with paths.replacing(copy_of(record["key"])) as partial:
+            partial.write_text(text, encoding="utf-8")
+    except InputError as error:
+        log.warning("the record is written, its copy is not: %s", error)
     return path(record["key"])
 
 
 def read(key: str) -> dict[str, Any] | None:
     """Return the record of this key, None where there is none.
 
-    A file that is not a whole record of that key is moved aside (named .damaged) with a sentence in the log,
-    so the run counts as missing and is made again.
+    A file that is not a whole record of that key is moved aside (named .damaged) with a sentence in the log, and its
+    copy takes its place; without one the run counts as missing and is made again.
     """
     file = path(key)
     try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-        check(record, key)
+        record = _whole(file, key)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
@@ -60,8 +69,26 @@ def read(key: str) -> dict[str, Any] | None:
         # Where the folder can only be read the file stays; it is ignored all the same.
         with contextlib.suppress(OSError):
             file.replace(file.with_suffix(".json.damaged"))
-        log.warning("%s is damaged (%s): set aside, the run counts as missing", paths.shown(file), error)
+        record = _restored(key)
+        then = "its copy takes its place" if record else "the run counts as missing"
+        log.warning("%s is damaged (%s): set aside, %s", paths.shown(file), error, then)
+    return record
+
+
+def _whole(file: Path, key: str) -> dict[str, Any]:
+    record = json.loads(file.read_text(encoding="utf-8"))
+    check(record, key)
+    return record
+
+
+def _restored(key: str) -> dict[str, Any] | None:
+    """The copy of the record of this key, put back into its place; None where there is none, or it is damaged too."""
+    try:
+        record = _whole(copy_of(key), key)
+    except (OSError, ValueError):
         return None
+    with contextlib.suppress(InputError):  # where the folder can only be read it is used all the same
+        write(record)
     return record
 
 

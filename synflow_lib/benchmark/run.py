@@ -3,7 +3,7 @@
 import math
 import os
 import traceback
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -107,6 +107,7 @@ def execute(spec: Run, device: torch.device, speed: Speed) -> dict[str, Any]:
             models.add_identity_scales(network)
         history = training(network, kept)
         used = speed.suited(network, device)
+        used = replace(used, fused=used.fused and not settings.updates)  # `RepeatedSGD` is one for itself
     return {
         **summary(history),
         "curve": history.curve,

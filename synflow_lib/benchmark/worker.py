@@ -4,6 +4,7 @@ Started by `processes` as `python -m synflow_lib.benchmark.worker`. One JSON obj
 """
 
 import json
+import logging
 import os
 import queue
 import sys
@@ -55,6 +56,26 @@ def attempt(
         return {"key": spec.key, "status": "unrecorded", "error": f"{error}" or type(error).__name__}
 
 
+def told(*arguments: Any, **options: Any) -> dict[str, Any]:
+    """What `attempt` answers, with what it warned of under "warnings": nobody reads the log of a process of ours."""
+    notes = _Notes()
+    logging.getLogger("synflow_lib").addHandler(notes)
+    try:
+        answer = attempt(*arguments, **options)
+    finally:
+        logging.getLogger("synflow_lib").removeHandler(notes)
+    return {**answer, **({"warnings": notes.sentences} if notes.sentences else {})}
+
+
+class _Notes(logging.Handler):
+    def __init__(self):
+        super().__init__(logging.WARNING)
+        self.sentences: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.sentences.append(record.getMessage())
+
+
 def requests(stream: TextIO) -> "queue.SimpleQueue[dict[str, Any]]":
     """Read requests in the background; {"stop": true} is for the run in progress and sets STOP at once.
 
@@ -85,7 +106,7 @@ def main() -> None:
     while True:
         request = waiting.get()
         speed = Speed(**request["speed"]) if request.get("speed") else None
-        answer = attempt(Run(**request["run"]), request["device"], request["threads"], speed, request["sharing"])
+        answer = told(Run(**request["run"]), request["device"], request["threads"], speed, request["sharing"])
         print(json.dumps(answer), file=answers, flush=True)
 
 

@@ -50,6 +50,20 @@ def test_two_claims_in_one_process_exclude_each_other(quick):
     assert not claims.held(quick.key)
 
 
+def test_whoever_claims_a_run_removes_what_was_half_written_of_it(quick):
+    checkpoint = claims.checkpoint(quick.key)
+    checkpoint.parent.mkdir(parents=True)
+    halves = [
+        checkpoint.with_name(f".{checkpoint.name}.0123.partial"),
+        paths.records() / f".{quick.key}.json.9.partial",
+    ]
+    others = [checkpoint, checkpoint.with_name(".another.safetensors.0123.partial")]
+    for file in (*halves, *others):
+        file.write_text("half")
+    with claims.claim(quick.key):
+        assert not any(file.exists() for file in halves) and all(file.exists() for file in others)
+
+
 def test_a_run_that_another_process_does_is_left_to_it(other, quick):
     with pytest.raises(Elsewhere, match="another process is doing"):
         run(quick, device="cpu")

@@ -246,12 +246,35 @@ def test_a_full_disk_stops_everything_and_costs_nothing_once_there_is_space(quic
 def test_a_damaged_record_and_a_damaged_checkpoint_cost_their_run_alone(runs, monkeypatch, evaluations):
     whole = run_all(runs, "serial", device="cpu", progress=False)
     records.path(runs[0].key).write_text('{"key": ')
+    records.copy_of(runs[0].key).write_text("")
     claims.checkpoint(runs[0].key).parent.mkdir()
     claims.checkpoint(runs[0].key).write_bytes(b"\x00" * 40)
     evaluations.clear()
     again = run_all(runs, "serial", device="cpu", progress=False)
     assert evaluations["all"] == 3 and again["accuracy_last"].tolist() == whole["accuracy_last"].tolist()
     assert not claims.checkpoints(runs[0].key)
+
+
+def test_what_a_worker_process_warns_of_is_told_once(runs, caplog):
+    for spec in runs:
+        claims.checkpoint(spec.key).parent.mkdir(exist_ok=True, parents=True)
+        claims.checkpoint(spec.key).write_bytes(b"\x00" * 40)
+    run_all(runs, "processes", workers=2, device="cpu", progress=False)
+    told = [record.getMessage() for record in caplog.records]
+    for spec in runs:
+        assert sum(f"{spec.key}.safetensors is damaged" in sentence for sentence in told) == 1
+
+
+def test_a_damaged_record_costs_nothing_for_there_is_a_copy(runs, evaluations, caplog):
+    whole = run_all(runs, "serial", device="cpu", progress=False)
+    text = records.path(runs[0].key).read_text()
+    records.path(runs[0].key).write_text(text[:100])
+    evaluations.clear()
+    again = run_all(runs, "serial", device="cpu", progress=False)
+    assert not evaluations and again["accuracy_last"].tolist() == whole["accuracy_last"].tolist()
+    assert records.path(runs[0].key).read_text() == text
+    assert "damaged" in caplog.text and "its copy takes its place" in caplog.text
+    assert records.path(runs[0].key).with_suffix(".json.damaged").read_text() == text[:100]
 
 
 GUARDLESS = """

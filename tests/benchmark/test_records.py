@@ -23,7 +23,8 @@ def test_what_is_written_is_read(quick):
     assert path == paths.records() / f"{quick.key}.json"
     assert records.read(quick.key) == records.find(quick) == record
     assert list(records.everything()) == [record]
-    assert [file.name for file in paths.records().iterdir()] == [path.name]
+    assert sorted(file.name for file in paths.records().iterdir()) == sorted([path.name, "copies"])
+    assert records.copy_of(quick.key).read_text() == path.read_text()
 
 
 def test_no_folder_is_no_records(quick):
@@ -49,6 +50,7 @@ def test_no_folder_is_no_records(quick):
 )
 def test_a_damaged_record_is_set_aside_and_counts_as_missing(damage, quick, caplog):
     path = records.write(record_of(quick))
+    records.copy_of(quick.key).unlink()
     text = damage(path.read_text())
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with caplog.at_level(logging.WARNING):
@@ -58,6 +60,13 @@ def test_a_damaged_record_is_set_aside_and_counts_as_missing(damage, quick, capl
     assert list(records.everything()) == []
     records.write(record_of(quick))
     assert records.find(quick) is not None
+
+
+def test_a_copy_that_cannot_be_written_costs_no_record(quick, caplog):
+    records.copy_of(quick.key).parent.parent.mkdir(parents=True)
+    records.copy_of(quick.key).parent.touch()
+    records.write(record_of(quick))
+    assert records.find(quick) == record_of(quick) and "its copy is not" in caplog.text
 
 
 def test_a_failed_run_and_one_of_an_older_recipe_are_to_be_done_again(quick):

@@ -221,7 +221,9 @@ def test_published_trains_the_shortcuts_of_a_resnet(monkeypatch):
     monkeypatch.setattr(module, "train", train)
     record = execute(spec, CPU, Speed.auto(CPU))
     assert len(seen[0]) == 5 and record["settings"]["identity_scales"] is True
-    assert record["speed"] == asdict(replace(Speed.auto(CPU), channels_last=False))  # 1x1 shortcuts of few channels
+    assert record["speed"] == asdict(
+        replace(Speed.auto(CPU), channels_last=False, fused=False)
+    )  # 1x1 shortcuts of few channels
     execute(replace(spec, recipe="described"), CPU, Speed.auto(CPU))
     assert seen[1] == []
 
@@ -271,3 +273,9 @@ def test_a_record_names_the_revision_at_which_the_run_began(quick, monkeypatch):
     monkeypatch.setattr(provenance, "revision", lambda: "before")
     monkeypatch.setattr(module, "execute", meanwhile_committed)
     assert run(quick, "cpu")["git_revision"] == "before"
+
+
+def test_a_record_says_that_repeated_updates_are_not_fused(quick):
+    assert run(quick, device="cpu")["speed"]["fused"] is Speed.auto(CPU).fused is True
+    repeated = replace(quick, recipe="published:epochs=1,max_steps=2,milestones=")
+    assert run(repeated, device="cpu")["speed"]["fused"] is False
