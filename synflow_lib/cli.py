@@ -145,17 +145,20 @@ def define_prune(commands) -> None:
         "--compact model.pt2",
     )
     sub.add_argument(
-        *("model",), nargs="?", help="one of ours such as vgg16, or torchvision:NAME for a classifier of torchvision"
+        *("model",),
+        nargs="?",
+        help="one of ours such as vgg16, torchvision:NAME for a classifier of torchvision, or FILE.py:NAME for your own: what "
+        "that function or class gives without arguments",
     )
     network = sub.add_argument_group("the network")
     network.add_argument("--dataset", help="decides input and classes (for ours: digits), and what snip and grasp see")
     network.add_argument(
         *("--input-shape",),
         type=int,
-        nargs=3,
-        metavar=("C", "H", "W"),
-        help="of an image, for torchvision's (default: that of --dataset or --data, else 3 channels at the size of "
-        "torchvision's own weights, 3 224 224 for most)",
+        nargs="+",
+        metavar="N",
+        help="of one input, as C H W of an image, for torchvision's and yours (default: that of --dataset or --data, "
+        "else for torchvision's 3 channels at the size of its own weights, 3 224 224 for most)",
     )
     network.add_argument("--classes", type=int, metavar="N", help="for torchvision's (default: --dataset's, else 1000)")
     network.add_argument("--width", type=float, default=1.0, help="factor on the channels of every layer (ours)")

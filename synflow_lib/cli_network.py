@@ -4,8 +4,11 @@ Each is checked against the others, and what does not fit is one sentence that s
 """
 
 import argparse
+import importlib.util
+import sys
 from collections.abc import Iterable
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
@@ -17,6 +20,8 @@ from torch import Tensor, nn
 from synflow_lib import data, devices, models, paths
 from synflow_lib.data import DATASETS
 from synflow_lib.errors import InputError, lookup
+from synflow_lib.models.tracing import eval_mode
+from synflow_lib.pruning.state import example_input, forward
 
 # These two have a second output, which takes part in training only: nothing that is scored would reach its weights.
 TWO_OUTPUTS = ("googlenet", "inception_v3")
@@ -34,10 +39,14 @@ class Network(NamedTuple):
 
 def network(arguments: argparse.Namespace) -> Network:
     """The network that the command line names, with new weights or those of `--weights`."""
-    collection, colon, name = arguments.model.partition(":")
-    if colon:
+    collection, colon, name = arguments.model.rpartition(":")
+    if collection.endswith(".py"):
+        chosen = of_file(arguments, Path(collection), name)
+    elif colon:
         lookup({"torchvision": True}, collection, "collection of models")
-    chosen = of_torchvision(arguments, name) if colon else ours(arguments)
+        chosen = of_torchvision(arguments, name)
+    else:
+        chosen = ours(arguments)
     if arguments.weights is not None:
         load_weights(chosen, arguments.weights)
     return chosen
@@ -52,7 +61,7 @@ def ours(arguments: argparse.Namespace) -> Network:
     for option in ("input_shape", "classes"):
         if getattr(arguments, option) is not None:
             raise InputError(
-                f"--{option.replace('_', '-')} is for torchvision's models; for {name}, --dataset decides it"
+                f"--{option.replace('_', '-')} is for other models than ours; for {name}, --dataset decides it"
             )
     spec = lookup(DATASETS, dataset, "data set")
     model = models.build(name, dataset, arguments.width, arguments.seed)
@@ -62,25 +71,69 @@ def ours(arguments: argparse.Namespace) -> Network:
 def of_torchvision(arguments: argparse.Namespace, name: str) -> Network:
     """A classifier of torchvision, with weights drawn from `--seed`: nothing is downloaded."""
     lookup(classifiers(), name, "model of torchvision")
-    if arguments.width != 1.0:
-        raise InputError("--width is for the models of this library, not for torchvision's")
-    spec = None if arguments.dataset is None else lookup(DATASETS, arguments.dataset, "data set")
-    input_shape = arguments.input_shape
-    if input_shape is None and spec is not None:
-        input_shape = spec.input_shape
-    if input_shape is None and arguments.data is not None:
-        input_shape = read_data(arguments.data)[0].shape[1:]
+    input_shape, classes = stated(arguments)
     if input_shape is None:
         input_shape = (3, *2 * torchvision.models.get_model_weights(name).DEFAULT.transforms().crop_size)
-    if min(input_shape) < 1:
-        raise InputError(f"--input-shape needs three positive sizes such as 3 224 224, not {tuple(input_shape)}")
-    classes = arguments.classes if arguments.classes is not None else 1000 if spec is None else spec.classes
-    if classes < 1:
-        raise InputError(f"--classes must be at least 1, not {classes}")
+    if len(input_shape) != 3:
+        raise InputError(f"--input-shape needs three positive sizes such as 3 224 224, not {input_shape}")
+    classes = 1000 if classes is None else classes
     extra = {"aux_logits": False, "init_weights": True} if name in TWO_OUTPUTS else {}
     with devices.seeded(arguments.seed, torch.device("cpu")):
         model = torchvision.models.get_model(name, weights=None, num_classes=classes, **extra)
     return Network(model, tuple(input_shape), classes, arguments.model)
+
+
+def of_file(arguments: argparse.Namespace, file: Path, name: str) -> Network:
+    """A network of one's own: what the function or class `name` of a Python file gives without arguments.
+
+    The file is run, with weights drawn from `--seed`. Raises InputError where it cannot be, and where it is unknown
+    what the network takes.
+    """
+    require_file(file)
+    input_shape, classes = stated(arguments)
+    if input_shape is None:
+        raise InputError(f"say what {arguments.model} takes: --input-shape 3 32 32, without the batch")
+    with devices.seeded(arguments.seed, torch.device("cpu")):
+        try:
+            functions = {key: value for key, value in vars(imported(file)).items() if callable(value)}
+            model = lookup(functions, name, f"function of {paths.shown(file)}")()
+        except InputError:
+            raise
+        except Exception as error:  # the file is anyone's
+            raise InputError(f"{arguments.model} makes no network: {type(error).__name__}: {error}") from error
+    if not isinstance(model, nn.Module):
+        raise InputError(f"{arguments.model} gives {type(model).__name__}, not a torch.nn.Module")
+    with eval_mode(model), torch.no_grad():
+        outputs = forward(model, {}, example_input(model, 1, input_shape))
+    return Network(model, input_shape, outputs.shape[-1] if classes is None else classes, arguments.model)
+
+
+def imported(file: Path) -> ModuleType:
+    """The module that a Python file is; what lies beside it can be imported there, as when it is run."""
+    spec = importlib.util.spec_from_file_location(f"given_{file.stem}", file)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    sys.path.insert(0, str(file.absolute().parent))
+    spec.loader.exec_module(module)
+    return module
+
+
+def stated(arguments: argparse.Namespace) -> tuple[tuple[int, ...] | None, int | None]:
+    """The shape of an input and the number of classes by the options, of a model that has none of its own."""
+    if arguments.width != 1.0:
+        raise InputError("--width is for the models of this library")
+    spec = None if arguments.dataset is None else lookup(DATASETS, arguments.dataset, "data set")
+    shape = arguments.input_shape
+    if shape is None and spec is not None:
+        shape = spec.input_shape
+    if shape is None and arguments.data is not None:
+        shape = read_data(arguments.data)[0].shape[1:]
+    if shape is not None and min(shape) < 1:
+        raise InputError(f"--input-shape needs positive sizes such as 3 224 224, not {tuple(shape)}")
+    if arguments.classes is not None and arguments.classes < 1:
+        raise InputError(f"--classes must be at least 1, not {arguments.classes}")
+    classes = spec.classes if arguments.classes is None and spec is not None else arguments.classes
+    return None if shape is None else tuple(shape), classes
 
 
 def classifiers() -> dict[str, None]:

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 import synflow_lib as sf
 from synflow_lib import cli, pruning
 from synflow_lib.cli_network import IMAGES_AT_ONCE, batches, network
+from synflow_lib.errors import InputError
 
 SQUEEZENET = "prune torchvision:squeezenet1_1 --input-shape 3 64 64 --compression 10"
 
@@ -23,6 +24,65 @@ def current_folder(tmp_path, monkeypatch):
 def named(text):
     """The network that `synflow prune TEXT` would prune."""
     return network(cli.parser().parse_args(["prune", *text.split()]))
+
+
+MINE = """
+from torch import nn
+from beside import WIDTH
+
+def build():
+    return nn.Sequential(nn.Flatten(), nn.Linear(12, WIDTH), nn.ReLU(), nn.Linear(WIDTH, 4))
+
+class Own(nn.Linear):
+    def __init__(self):
+        super().__init__(5, 3)
+
+def broken():
+    return 1 / 0
+
+number, nothing = 3, lambda: None
+"""
+
+
+@pytest.fixture
+def mine(tmp_path):
+    """A file that makes networks, and what it imports."""
+    (tmp_path / "mine.py").write_text(MINE)
+    (tmp_path / "beside.py").write_text("WIDTH = 8")
+
+
+@pytest.mark.usefixtures("mine")
+def test_a_network_of_ones_own_is_what_a_function_of_a_file_gives(tmp_path, capsys):
+    found = named("mine.py:build --input-shape 3 2 2 --seed 1")
+    assert (found.input_shape, found.classes) == ((3, 2, 2), 4)
+    again, other = (named(f"{tmp_path}/mine.py:build --input-shape 3 2 2 --seed {seed}").model for seed in (1, 2))
+    assert torch.equal(found.model[1].weight, again[1].weight) and not torch.equal(again[1].weight, other[1].weight)
+    assert named("mine.py:Own --input-shape 5").classes == 3
+    save_file({"images": torch.randn(6, 3, 2, 2), "labels": torch.arange(6) % 4}, tmp_path / "data.safetensors")
+    asked = "prune mine.py:build --method snip --data data.safetensors --compression 4 --out m.safetensors"
+    assert cli.main(asked.split()) == 0
+    assert "32 of 128 weights kept" in capsys.readouterr().out
+    masks = sf.Masks.load(tmp_path / "m.safetensors")
+    assert list(masks) == ["1.weight", "3.weight"]
+
+
+@pytest.mark.usefixtures("mine")
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ("mine.py:build", "say what mine.py:build takes: --input-shape"),
+        ("mine.py:biuld --input-shape 3 2 2", "unknown function of mine.py 'biuld'; did you mean 'build'"),
+        ("mine.py:broken --input-shape 3 2 2", "mine.py:broken makes no network: ZeroDivisionError"),
+        ("mine.py:nothing --input-shape 3 2 2", "mine.py:nothing gives NoneType, not a torch.nn.Module"),
+        ("mine.py:build --input-shape 3 3 3", r"Sequential cannot take an input of shape \(1, 3, 3, 3\)"),
+        ("mine.py:build --input-shape 0", "--input-shape needs positive sizes"),
+        ("yours.py:build --input-shape 3 2 2", "there is no file yours.py"),
+        ("mine.py:build --input-shape 3 2 2 --width 2", "--width is for the models of this library"),
+    ],
+)
+def test_a_file_that_makes_no_network_is_one_sentence(arguments, sentence):
+    with pytest.raises(InputError, match=sentence):
+        named(arguments)
 
 
 def examples(count=40, size=64, classes=10):
@@ -39,15 +99,15 @@ def examples(count=40, size=64, classes=10):
         ("prune mlp --compression 10 --dataset digit", "unknown data set 'digit'; did you mean 'digits'?"),
         (
             "prune mlp --compression 10 --input-shape 3 8 8",
-            "--input-shape is for torchvision's models; for mlp, --dataset",
+            "--input-shape is for other models than ours; for mlp, --dataset",
         ),
-        ("prune mlp --compression 10 --classes 3", "--classes is for torchvision's models"),
+        ("prune mlp --compression 10 --classes 3", "--classes is for other models than ours"),
         ("prune mlp --compression 10 --width 0", "width must be a positive factor"),
         ("prune timm:vit --compression 10", "unknown collection of models 'timm' (known: torchvision)"),
         ("prune torchvision:resnet19 --compression 10", "did you mean 'resnet18'?"),
         (
             "prune torchvision:squeezenet1_1 --compression 10 --input-shape 3 0 9",
-            "three positive sizes such as 3 224 224",
+            "positive sizes such as 3 224 224",
         ),
         ("prune torchvision:squeezenet1_1 --compression 10 --input-shape 5 64 64", "cannot take an input of shape"),
         ("prune torchvision:squeezenet1_1 --compression 10 --classes 0", "--classes must be at least 1"),

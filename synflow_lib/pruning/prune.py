@@ -119,7 +119,7 @@ def check_compression(compression: float, highest: float) -> None:
 def check_iterations(iterations: int) -> None:
     """Raise InputError unless `iterations` is a whole number, 1 or more."""
     if not isinstance(iterations, Integral) or iterations < 1:
-        raise InputError(f"iterations must be a whole number of at least 1, not {iterations!r}")
+        raise InputError(f"iterations must be at least 1 and whole, not {iterations!r}")
 
 
 def best(network: "FlowNetwork | _Scored", kept: float, scope: str = "global") -> Tensor:

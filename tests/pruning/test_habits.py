@@ -364,7 +364,7 @@ def test_values_of_another_type_are_one_sentence():
     with pytest.raises(InputError, match="not '10'"):
         prune(model, "magnitude", "10")
     for wrong in (10.0, "10", 0):
-        with pytest.raises(InputError, match="iterations must be a whole number of at least 1"):
+        with pytest.raises(InputError, match="iterations must be at least 1 and whole"):
             prune(model, "magnitude", 2, iterations=wrong)
 
 
