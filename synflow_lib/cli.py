@@ -147,8 +147,8 @@ def define_prune(commands) -> None:
     sub.add_argument(
         *("model",),
         nargs="?",
-        help="one of ours such as vgg16, torchvision:NAME for a classifier of torchvision, or FILE.py:NAME for your own: what "
-        "that function or class gives without arguments",
+        help="one of ours such as vgg16, torchvision:NAME for a classifier of torchvision, or FILE.py:NAME for one of "
+        "your own: what that function or class gives without arguments",
     )
     network = sub.add_argument_group("the network")
     network.add_argument("--dataset", help="decides input and classes (for ours: digits), and what snip and grasp see")

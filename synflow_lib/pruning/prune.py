@@ -118,8 +118,10 @@ def check_compression(compression: float, highest: float) -> None:
 
 def check_iterations(iterations: int) -> None:
     """Raise InputError unless `iterations` is a whole number, 1 or more."""
-    if not isinstance(iterations, Integral) or iterations < 1:
-        raise InputError(f"iterations must be at least 1 and whole, not {iterations!r}")
+    if not isinstance(iterations, Integral):
+        raise InputError(f"iterations must be a whole number, not {iterations!r}")
+    if iterations < 1:
+        raise InputError(f"iterations must be at least 1, not {iterations}")
 
 
 def best(network: "FlowNetwork | _Scored", kept: float, scope: str = "global") -> Tensor:
