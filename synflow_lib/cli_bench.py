@@ -104,6 +104,7 @@ def bench(arguments: argparse.Namespace) -> int:
     from synflow_lib import benchmark, paths
 
     runs, speed = runs_of(arguments), speed_of(arguments)
+    check_how(arguments)
     with records_in(arguments.records):
         if arguments.estimate:
             return estimate(arguments, runs, speed)
@@ -184,6 +185,16 @@ def runs_of(arguments: argparse.Namespace) -> "list[Run]":
     )
 
 
+def check_how(arguments: argparse.Namespace) -> None:
+    """Raise InputError for an engine that is none, numbers that none can use, and options that it would not look at."""
+    from synflow_lib.benchmark import engines
+
+    lookup(engines.ENGINES, arguments.engine, "engine")
+    engines.Means(arguments.workers, threads=arguments.threads, runs_per_gpu=arguments.runs_per_gpu)
+    if arguments.estimate and arguments.address is not None:
+        raise InputError("--estimate tells of this computer, not of a cluster: leave out --address")
+
+
 def check_recipes(names: Iterable[str], chosen: list[tuple[str, str]] | None) -> None:
     """Raise InputError for a name that is no recipe, on the `chosen` panels where it is for these."""
     from synflow_lib.training import recipe
@@ -214,7 +225,8 @@ def estimate(arguments: argparse.Namespace, runs: "list[Run]", speed: "Speed | N
 
     where = {"device": arguments.device, "threads": arguments.threads, "speed": speed}
     table = estimate.estimate(runs, **where, tell=lambda sentence: print(sentence, file=sys.stderr))
-    print(estimate.report(table, arguments.device, arguments.workers, arguments.runs_per_gpu))
+    workers = 1 if arguments.engine == "serial" else arguments.workers
+    print(estimate.report(table, arguments.device, workers, arguments.runs_per_gpu))
     return 0
 
 

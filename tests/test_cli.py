@@ -101,6 +101,12 @@ def test_a_reader_that_stops_early_gets_no_traceback():
         ("bench --width 0", "width must be a positive factor"),
         ("bench --iterations 0", "iterations must be at least 1"),
         ("bench --workers 0", "workers and threads must be at least 1"),
+        ("bench --estimate --workers -1", "workers and threads must be at least 1, not -1 and 1"),
+        ("bench --estimate --workers 0", "workers and threads must be at least 1, not 0 and 1"),
+        ("bench --estimate --threads 0", "workers and threads must be at least 1, not None and 0"),
+        ("bench --estimate --runs-per-gpu 0", "runs_per_gpu must be at least 1, not 0"),
+        ("bench --estimate --engine bogus", "unknown engine 'bogus' (known: serial, processes, ray)"),
+        ("bench --estimate --engine ray --address auto", "--estimate tells of this computer, not of a cluster"),
         ("bench --records file/records", "cannot write file/records"),
         ("status --records nowhere", "there is no folder nowhere"),
         ("status --panels vgg12", "unknown panel 'vgg12'"),
@@ -217,6 +223,11 @@ def test_an_estimate_runs_nothing(capsys):
     assert "4 runs to do, 4 trainings" in output.out and "core-hours on CPU" in output.out
     assert "measuring mlp on images of 32x32 pixels" in output.err
     assert not Path("records").exists() or not list(Path("records").glob("*.json"))
+
+
+def test_an_estimate_of_the_serial_engine_is_of_one_core(capsys):
+    assert cli.main([*QUICK, "--estimate", "--engine", "serial"]) == 0
+    assert "hours by the clock on 1 cores" in capsys.readouterr().out
 
 
 def test_a_failed_run_is_told_and_is_status_1(monkeypatch, capsys):

@@ -13,7 +13,7 @@ import torch
 
 from synflow_lib import devices, provenance
 from synflow_lib.benchmark import records
-from synflow_lib.benchmark.engines import default_workers
+from synflow_lib.benchmark.engines import Means, default_workers
 from synflow_lib.benchmark.grid import SAME_NETWORK, Run
 from synflow_lib.benchmark.measurement import Here, Measurements, Sample
 from synflow_lib.devices import Speed
@@ -38,8 +38,9 @@ def estimate(
     `runs` without a finished record; `trainings` that they need, after what they share with each other or with an
     earlier row (the dense network, two names of one network); `epoch_seconds` of the dense network, evaluation
     included; `hours` of one device that does one run after another; `source` of the speeds, "records", "measured" or
-    "both". Raises InputError for a run or a device that cannot be used.
+    "both". Raises InputError for a run, a device or a number of threads that cannot be used.
     """
+    Means(threads=threads)
     device = devices.resolve(device)
     here = Here(device, threads, speed or Speed.auto(device), sample or Sample.of(device), tell)
     panels: dict[tuple, list[Run]] = {}
@@ -75,7 +76,8 @@ def _row(panel: tuple, pending: list[Run], trainings: list[Run], own: pd.DataFra
 def report(table: pd.DataFrame, device: str = "auto", workers: int | None = None, runs_per_gpu: int = 1) -> str:
     """The table of `estimate` for a person, its total, and the hours by the clock with `workers` at once.
 
-    Records of runs that shared a GPU count for their share of it; what is measured here has it alone.
+    Records of runs that shared a GPU count for their share of it; what is measured here has it alone. Raises InputError
+    for less than one worker or run.
     """
     resolved = devices.resolve(device)
     name = provenance.device_name(str(resolved))
@@ -96,7 +98,8 @@ def report(table: pd.DataFrame, device: str = "auto", workers: int | None = None
 
 
 def parallel(device: torch.device, workers: int | None, runs_per_gpu: int) -> float:
-    """How many cores or devices `workers` fill; by default all that this computer has."""
+    """How many cores or devices `workers` fill; by default all that this computer has. InputError below 1."""
+    Means(workers, runs_per_gpu=runs_per_gpu)
     if workers is None:
         return default_workers(device)
     return max(1.0, workers / runs_per_gpu) if device.type == "cuda" else workers

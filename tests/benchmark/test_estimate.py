@@ -8,6 +8,7 @@ from synflow_lib.benchmark import Run, grid, published_grid
 from synflow_lib.benchmark import measurement as measurement_module
 from synflow_lib.benchmark.estimate import COLUMNS, estimate, parallel, report
 from synflow_lib.benchmark.measurement import Sample
+from synflow_lib.errors import InputError
 from synflow_lib.training import History, recipe
 
 TINY = Sample(batch=2, steps=1, test=2, scoring=2)
@@ -184,6 +185,14 @@ def test_a_real_measurement_of_a_tiny_network_needs_no_data_and_keeps_the_random
 def test_runs_that_are_none_are_refused():
     with pytest.raises(ValueError, match="unknown model 'vgg12'"):
         estimate(grid("cifar10", "vgg12", "snip", 1.0), "cpu")
+
+
+def test_numbers_below_one_are_refused():
+    with pytest.raises(InputError, match="threads must be at least 1, not None and 0"):
+        estimate([FULL], "cpu", threads=0)
+    for workers, sharing, sentence in ((0, 1, "workers and threads must"), (1, 0, "runs_per_gpu must be at least 1")):
+        with pytest.raises(InputError, match=sentence):
+            parallel(torch.device("cuda", 0), workers, sharing)
 
 
 def test_runs_that_share_a_gpu_are_one_device():
