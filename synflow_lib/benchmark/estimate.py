@@ -92,7 +92,7 @@ def report(table: pd.DataFrame, device: str = "auto", workers: int | None = None
     at_once = parallel(resolved, workers, runs_per_gpu)
     where = "cores" if resolved.type == "cpu" else "devices"
     lines.append(f"{_short(total / at_once)} hours by the clock on {at_once:g} {where}")
-    if "records" not in set(table["source"]):
+    if {"measured", "both"} & set(table["source"]):
         lines.append("an upper bound: smaller networks after pruning, and those cut in two, are counted as dense ones")
     return "\n".join(lines)
 

@@ -135,8 +135,9 @@ def test_the_report_says_whose_hours_they_are_and_whether_they_are_a_bound():
     ]
     assert said[4:6] == ["4 runs to do, 2 trainings, 150 core-hours on CPU", "37.6 hours by the clock on 4 cores"]
     assert said[6].startswith("an upper bound")
-    rows[0][-1] = "records"
-    assert "upper bound" not in report(pd.DataFrame(rows, columns=COLUMNS), "cpu", workers=4)
+    for sources, bound in ((("records", "measured"), 1), (("records", "both"), 1), (("records", "nothing to do"), 0)):
+        table = pd.DataFrame(rows, columns=COLUMNS).assign(source=sources)
+        assert report(table, "cpu", workers=4).count("upper bound") == bound
 
 
 def test_records_of_runs_that_shared_a_gpu_count_for_their_share(measured, record):
