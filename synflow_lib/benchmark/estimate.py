@@ -7,6 +7,7 @@ without records, hours are an upper bound.
 """
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import pandas as pd
 import torch
@@ -14,7 +15,7 @@ import torch
 from synflow_lib import devices, provenance
 from synflow_lib.benchmark import records
 from synflow_lib.benchmark.engines import Means, default_workers
-from synflow_lib.benchmark.grid import SAME_NETWORK, Run
+from synflow_lib.benchmark.grid import HOW, SAME_NETWORK, Run
 from synflow_lib.benchmark.measurement import Here, Measurements, Sample
 from synflow_lib.devices import Speed
 from synflow_lib.training import recipe
@@ -22,7 +23,7 @@ from synflow_lib.training import recipe
 PANEL = ["dataset", "model", "width", "recipe"]
 COLUMNS = [*PANEL, "runs", "trainings", "epoch_seconds", "hours", "source"]
 SECONDS = ["epoch_seconds", "prune_seconds", "train_seconds"]
-TIMES = [*PANEL, "pruner", "log10_compression", *SECONDS]
+TIMES = [*PANEL, "pruner", "options", "isometry", "log10_compression", *SECONDS]
 
 
 def estimate(
@@ -37,8 +38,8 @@ def estimate(
 
     `runs` without a finished record; `trainings` that they need, after what they share with each other or with an
     earlier row (the dense network, two names of one network); `epoch_seconds` of the dense network, evaluation
-    included; `hours` of one device that does one run after another; `source` of the speeds, "records", "measured" or
-    "both". Raises InputError for a run, a device or a number of threads that cannot be used.
+    included; `hours` of one device that does one run after another; `source` of the trainings' speeds, "records",
+    "measured" or "both". Raises InputError for a run, a device or a number of threads that cannot be used.
     """
     Means(threads=threads)
     device = devices.resolve(device)
@@ -59,7 +60,7 @@ def estimate(
 
 
 def _row(panel: tuple, pending: list[Run], trainings: list[Run], own: pd.DataFrame, measured: "Measurements") -> dict:
-    seconds = [from_records(run, own) for run in trainings]
+    seconds = [from_records(run, own, measured) for run in trainings]
     unknown = [run for run, known in zip(trainings, seconds, strict=True) if known is None]
     total = sum(known for known in seconds if known is not None) + sum(map(measured.seconds, unknown))
     source = "measured" if len(unknown) == len(trainings) else "both" if unknown else "records"
@@ -127,27 +128,39 @@ def recorded(here: Here) -> pd.DataFrame:
             earlier = {"epoch_seconds": record["train_seconds"] / max(epochs, 1)}  # before records told it themselves
             times = {**earlier, **record}
             times |= {name: times[name] / record.get("sharing", 1) for name in SECONDS if times[name] is not None}
-            network = {"width": run.width, "model": SAME_NETWORK.get(run.model, run.model)}
-            rows.append({**times, **network})
-    return pd.DataFrame(rows, columns=TIMES).astype(dict.fromkeys(TIMES[-4:], float))
+            about = {"width": run.width, "model": SAME_NETWORK.get(run.model, run.model), "isometry": run.isometry}
+            rows.append({**times, **about, "options": options(run)})
+    return pd.DataFrame(rows, columns=TIMES).astype({"isometry": bool, **dict.fromkeys(TIMES[-4:], float)})
 
 
-def from_records(run: Run, own: pd.DataFrame) -> float | None:
+def options(run: Run) -> str:
+    """The options that can change how long the run takes, but for isometry, whose seconds are added."""
+    apart = {"isometry", "reinitialise", *(HOW if run.log10_compression == 0 else ())}
+    return ", ".join(f"{name} {value}" for name, value in run.changed.items() if name not in apart)
+
+
+def from_records(run: Run, own: pd.DataFrame, measured: "Measurements") -> float | None:
     """Seconds of `run` by the records `own` of its panel; None where they cannot tell.
 
-    The median of runs that differ in their seed alone; else the epoch of the nearest recorded compression that is not
-    higher (a network that keeps more is not faster), times the epochs.
+    The median of runs that differ in their seed alone; else what they tell of it without isometry, which is measured;
+    else, without cycles, the epoch of the nearest recorded compression that is not higher (a network that keeps more is
+    not faster) with the same options or of the dense network, times the epochs. A pruning that no record tells of is
+    measured too.
     """
-    if run.cycles:
-        return None
-    same = own[own["log10_compression"] == run.log10_compression]
+    like = own["options"] == options(run)
+    same = own[like & (own["log10_compression"] == run.log10_compression)]
     same = same[(same["pruner"] == run.pruner) | (run.log10_compression == 0)]  # one dense network for all
-    if len(same):
+    if (same["isometry"] == run.isometry).any():
+        same = same[same["isometry"] == run.isometry]
         return float((same["prune_seconds"] + same["train_seconds"]).median())
-    trained = own[(own["log10_compression"] <= run.log10_compression) & own["epoch_seconds"].notna()]
-    if trained.empty:
+    if run.isometry:
+        without = from_records(replace(run, isometry=False), own, measured)
+        return None if without is None else without + measured.isometry(run)
+    dense = (own["log10_compression"] == 0) & (own["options"] == "")
+    trained = own[(like | dense) & (own["log10_compression"] <= run.log10_compression) & own["epoch_seconds"].notna()]
+    if trained.empty or run.cycles:
         return None
     nearest = trained[trained["log10_compression"] == trained["log10_compression"].max()]
-    pruning = own.loc[own["pruner"] == run.pruner, "prune_seconds"]
-    settings = recipe(run.recipe, run.dataset, run.model)
-    return float(settings.epochs * nearest["epoch_seconds"].median() + (pruning.median() if len(pruning) else 0.0))
+    pruned = own[like & (own["pruner"] == run.pruner) & ~own["isometry"] & (own["log10_compression"] > 0)]
+    pruning = pruned["prune_seconds"].median() if len(pruned) else measured.pruning(run)
+    return float(recipe(run.recipe, run.dataset, run.model).epochs * nearest["epoch_seconds"].median() + pruning)

@@ -153,6 +153,35 @@ def test_records_of_runs_that_shared_a_gpu_count_for_their_share(measured, recor
     assert row["hours"] * 3600 == pytest.approx(109.0)
 
 
+def test_records_with_options_count_for_runs_with_the_same(measured, record, monkeypatch):
+    """A plain run takes 30 + 2 s, with cycles 30 + 70, with isometry 30 + 9, with shuffled masks 80 + 2."""
+    monkeypatch.setattr(measurement_module, "isometry", lambda run, here: 5.0)
+    taken = [
+        ({}, 30.0, 2.0),
+        ({"cycles": 2}, 30.0, 70.0),
+        ({"isometry": True}, 30.0, 9.0),
+        ({"shuffle": True}, 80.0, 2.0),
+    ]
+    for options, training, pruning in taken:
+        times = {"train_seconds": training, "prune_seconds": pruning, "epoch_seconds": training / EPOCHS}
+        record(replace(FULL, **options, seed=1), **HERE, **times)
+
+    def seconds(**changes):
+        ((hours, source),) = estimate([replace(FULL, **changes)], "cpu")[["hours", "source"]].to_numpy()
+        return round(hours * 3600, 6), source
+
+    for options, training, pruning in taken:
+        assert (training + pruning, "records") == seconds(**options)
+    assert seconds(log10_compression=2.0) == (30.0 + 2.0, "records") and measured == []
+    assert seconds(log10_compression=2.0, isometry=True) == (30.0 + 2.0 + 5.0, "records")
+    assert seconds(shuffle=True, isometry=True) == (80.0 + 2.0 + 5.0, "records")
+    assert seconds(log10_compression=2.0, reinitialise=True) == (30.0 + 2.0, "records") and measured == []
+    assert seconds(pruner="magnitude") == (30.0 + 3.0, "records") and measured == ["magnitude"]
+    assert [seconds(**more)[1] for more in ({"cycles": 3}, {"scope": "layer"})] == ["measured", "measured"]
+    record(replace(FULL, log10_compression=0.0), **HERE, epoch_seconds=90.0 / EPOCHS, prune_seconds=0.0)
+    assert seconds(scope="layer") == (90.0 + 3.0, "records")  # what keeps all weights is not faster
+
+
 def test_a_more_compressed_network_says_nothing_of_a_denser_one(measured, record):
     record(FULL, **HERE, epoch_seconds=7.0)
     (row,) = estimate([replace(FULL, log10_compression=0.5), replace(FULL, seed=1)], "cpu").to_dict("records")
