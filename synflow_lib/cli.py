@@ -118,7 +118,7 @@ def define_results(commands) -> None:
     """`synflow results` and its options."""
     sub = command(
         *(commands, "results", cli_bench.results, "write finished runs as a small CSV file, one row each"),
-        "synflow results --dataset cifar10 --model vgg11 --recipe fast --out data/results/cifar10_vgg11_fast.csv",
+        "synflow results --dataset cifar10 --model vgg11 --recipe fast --out data/results/mine.csv",
     )
     cli_bench.define_results(sub)
 

@@ -85,6 +85,7 @@ def define_status(sub: argparse.ArgumentParser) -> None:
 def define_results(sub: argparse.ArgumentParser) -> None:
     """The options of `synflow results`."""
     sub.add_argument("--out", type=Path, metavar="FILE", help="write them there as CSV, e.g. data/results/mine.csv")
+    sub.add_argument("--force", action="store_true", help="replace a FILE that has other runs too, which are lost")
     sub.add_argument("--compare", action="store_true", help="show ours minus the authors', committed results included")
     sub.add_argument("--panels", nargs="+", metavar="WHICH", help=f"only {PANELS_HELP}, at full width")
     for name in ("dataset", "model", "pruner", "recipe"):
@@ -145,12 +146,14 @@ def results(arguments: argparse.Namespace) -> int:
 
     if arguments.compare and arguments.out is not None:
         raise InputError("--compare shows a table and writes no file: leave out --out")
+    if arguments.force and arguments.out is None:
+        raise InputError("--force replaces the file of --out: name one, or leave it out")
     with records_in(require_folder(arguments.records)):
         rows = matching(results.everything() if arguments.compare else results.recorded(), arguments)
     if rows.empty:
         raise InputError("no finished run matches: `synflow status` shows what is recorded")
     if arguments.out is not None:
-        print(f"{len(rows)} runs in {paths.shown(results.write(arguments.out, rows))}")
+        print(f"{len(rows)} runs in {paths.shown(results.write(arguments.out, rows, arguments.force))}")
         return 0
     shown = comparison.compare(rows) if arguments.compare else rows[[*SHOWN, "key"]]
     if shown.empty:

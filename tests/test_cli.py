@@ -114,6 +114,7 @@ def test_a_reader_that_stops_early_gets_no_traceback():
         ("status --recipe fast:crop=x", "recipe 'fast:crop=x': crop must be a whole number, not 'x'"),
         ("results", "no finished run matches: `synflow status` shows what is recorded"),
         ("results --compare --out x.csv", "--compare shows a table and writes no file: leave out --out"),
+        ("results --force", "--force replaces the file of --out: name one"),
         ("results --records nowhere", "there is no folder nowhere"),
         ("results --panels vgg12", "unknown panel 'vgg12'"),
         ("data mnist", "unknown data set 'mnist'"),
@@ -259,6 +260,23 @@ def test_status_and_results_tell_what_is_recorded(capsys):
     assert capsys.readouterr().out.count(" done ") == 2
 
 
+def test_results_take_no_runs_away_unless_forced(capsys):
+    cli.main([*QUICK, "--seed", "0", "1", "--engine", "serial"])
+    assert cli.main(["results", "--out", "mine.csv"]) == cli.main(["results", "--out", "mine.csv"]) == 0
+    sf.benchmark.records.path(Run("digits", "mlp", "synflow", 1.0, recipe="smoke", width=0.25).key).unlink()
+    before = Path("mine.csv").read_bytes()
+    capsys.readouterr()
+    assert cli.main(["results", "--out", "mine.csv"]) == 2 and Path("mine.csv").read_bytes() == before
+    assert capsys.readouterr().err == (
+        "synflow: mine.csv has other runs than these, which would be lost (1): choose another file, or replace it with "
+        "--force\n"
+    )
+    assert cli.main(["results", "--out", "mine.csv", "--force"]) == 0
+    assert len(sf.benchmark.results.read(Path("mine.csv"))) == 1
+    Path("notes.csv").write_text("a,b\n1,2\n")
+    assert cli.main(["results", "--out", "notes.csv"]) == 2 and Path("notes.csv").read_text() == "a,b\n1,2\n"
+
+
 def test_a_varied_recipe_is_run_and_found_in_any_spelling(capsys):
     varied = [*QUICK[:-4], "--recipe", "smoke:lr=.1,epochs=1", "--device", "cpu", "--engine", "serial"]
     cli.main(varied)
@@ -279,7 +297,7 @@ def test_results_by_their_options(capsys):
         cli.main([*QUICK, "--pruner", "snip", *options, "--engine", "serial"])
     counts = {"none": 1, "isometry": 2, "loss": 1, "cycles loss": 2, "isometry none": 3, "no-rewind": 1}
     for names, count in counts.items():
-        assert cli.main(["results", "--options", *names.split(), "--out", "mine.csv"]) == 0
+        assert cli.main(["results", "--options", *names.split(), "--out", "mine.csv", "--force"]) == 0
         assert len(sf.benchmark.results.read(Path("mine.csv"))) == count
     capsys.readouterr()
     assert cli.main(["results", "--options", "isometric"]) == 2

@@ -68,13 +68,19 @@ def settings_hash(settings: Mapping[str, Any] | None) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def write(path: Path, frame: pd.DataFrame) -> Path:
+def write(path: Path, frame: pd.DataFrame, force: bool = False) -> Path:
     """Write rows to `path` in the fixed order, all columns of `COLUMNS`, numbers with a fixed number of digits.
 
-    Raises InputError where there is no row, or the file cannot be written.
+    Raises InputError where there is no row, the file cannot be written, or without `force` holds anything but rows of
+    the same runs: those would be lost.
     """
     if frame.empty:
         raise InputError("there are no finished runs to write: see `synflow status` for what is recorded")
+    if not force and path.exists() and (lost := set(read(path)["key"]) - set(frame["key"])):
+        raise InputError(
+            f"{paths.shown(path)} has other runs than these, which would be lost ({len(lost)}): choose another file, "
+            "or replace it with --force"
+        )
     shown = ordered(frame)[COLUMNS].copy()
     for name, digits in DIGITS.items():
         shown[name] = [_number(value, digits) for value in shown[name]]
