@@ -177,8 +177,8 @@ def runs_of(arguments: argparse.Namespace) -> "list[Run]":
     axes = {name: default if (given := getattr(arguments, name)) is None else given for name, default in AXES.items()}
     options = {name: d if (given := getattr(arguments, name)) is None else given for name, d in OPTIONS.items()}
     compressions = axes.pop("compression")
-    if not all(0 < compression < math.inf for compression in compressions):
-        raise InputError(f"--compression is a ratio of at least 1, not {min(compressions):g}")
+    if wrong := [compression for compression in compressions if not 0 < compression < math.inf]:
+        raise InputError(f"--compression is a ratio of at least 1, not {wrong[0]:g}")
     rewind = not options.pop("no_rewind")
     return benchmark.grid(
         *(axes["dataset"], axes["model"], axes["pruner"], map(math.log10, compressions)),

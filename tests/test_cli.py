@@ -97,6 +97,7 @@ def test_a_reader_that_stops_early_gets_no_traceback():
         ("bench --compression -3", "--compression is a ratio of at least 1, not -3"),
         ("bench --compression nan", "--compression is a ratio of at least 1, not nan"),
         ("bench --compression inf", "--compression is a ratio of at least 1, not inf"),
+        ("bench --compression 10 inf 0", "--compression is a ratio of at least 1, not inf"),
         ("bench --seed -1", "seed and cycles must not be negative"),
         ("bench --width 0", "width must be a positive factor"),
         ("bench --iterations 0", "iterations must be at least 1"),
