@@ -194,6 +194,10 @@ def check_how(arguments: argparse.Namespace) -> None:
 
     lookup(engines.ENGINES, arguments.engine, "engine")
     engines.Means(arguments.workers, threads=arguments.threads, runs_per_gpu=arguments.runs_per_gpu)
+    if arguments.address is not None and arguments.engine != "ray":
+        raise InputError("--address is of a Ray cluster: give --engine ray too, or leave it out")
+    if arguments.workers is not None and arguments.engine == "serial":
+        raise InputError("--engine serial does one run after another: leave out --workers")
     if arguments.estimate and arguments.address is not None:
         raise InputError("--estimate tells of this computer, not of a cluster: leave out --address")
 

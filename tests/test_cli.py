@@ -108,6 +108,9 @@ def test_a_reader_that_stops_early_gets_no_traceback():
         ("bench --estimate --runs-per-gpu 0", "runs_per_gpu must be at least 1, not 0"),
         ("bench --estimate --engine bogus", "unknown engine 'bogus' (known: serial, processes, ray)"),
         ("bench --estimate --engine ray --address auto", "--estimate tells of this computer, not of a cluster"),
+        ("bench --address auto", "--address is of a Ray cluster: give --engine ray too, or leave it out"),
+        ("bench --engine serial --address auto", "--address is of a Ray cluster"),
+        ("bench --engine serial --workers 2", "--engine serial does one run after another: leave out --workers"),
         ("bench --records file/records", "cannot write file/records"),
         ("status --records nowhere", "there is no folder nowhere"),
         ("status --panels vgg12", "unknown panel 'vgg12'"),
@@ -187,7 +190,7 @@ def test_every_option_of_bench_reaches_the_run(seen):
         "bench --dataset cifar10 --model vgg16 --pruner snip --compression 100 --seed 3 4 --recipe described "
         "--width 0.5 "
         "--iterations 7 --schedule linear --scope layer --train-mode --invert --shuffle --reinitialise --cycles 2 "
-        "--no-rewind --isometry --loss entropy --source digits --engine serial --workers 3 --threads 2 --device cpu"
+        "--no-rewind --isometry --loss entropy --source digits --engine processes --workers 3 --threads 2 --device cpu"
     )
     cli.main(text.split())
     options = {"width": 0.5, "iterations": 7, "schedule": "linear", "scope": "layer", "cycles": 2, "rewind": False}
@@ -195,7 +198,7 @@ def test_every_option_of_bench_reaches_the_run(seen):
     flags = dict.fromkeys(("train_mode", "invert", "shuffle", "reinitialise"), True)
     runs = [Run("cifar10", "vgg16", "snip", 2.0, seed, "described", **options, **flags) for seed in (3, 4)]
     options = {"threads": 2, "speed": None, "runs_per_gpu": 1, "address": None}
-    assert seen == [(runs, ("serial", 3, "cpu"), options)]
+    assert seen == [(runs, ("processes", 3, "cpu"), options)]
 
 
 def test_panels_are_the_published_grid_and_the_engine_hears_of_everything(seen):
