@@ -238,19 +238,19 @@ def estimate(arguments: argparse.Namespace, runs: "list[Run]", speed: "Speed | N
 
 
 def matching(rows: "pd.DataFrame", arguments: argparse.Namespace) -> "pd.DataFrame":
-    """The rows that the filters of `results` leave."""
+    """The rows that the filters of `results` leave; InputError for a name that no row has and nothing here bears."""
     from dataclasses import fields
 
     from synflow_lib.benchmark import records
     from synflow_lib.benchmark.grid import SAME_NETWORK, Run
-    from synflow_lib.training import spelled
 
-    for name in ("dataset", "model", "pruner"):
+    for name, (known, kind) in names_of_axes().items():
         if (wanted := getattr(arguments, name)) is not None:
+            for one in wanted:
+                lookup({**dict.fromkeys(known), **dict.fromkeys(rows[name])}, one, kind)
             rows = rows[rows[name].isin(wanted)]
     if arguments.recipe is not None:
-        found = zip(*(rows[name] for name in ("recipe", "dataset", "model")), strict=True)
-        rows = rows[[name in [spelled(asked, *pair) for asked in arguments.recipe] for name, *pair in found]]
+        rows = trained_by(rows, arguments)
     if arguments.width is not None:
         rows = rows[rows["width"] == arguments.width]
     if arguments.options is not None:
@@ -258,14 +258,34 @@ def matching(rows: "pd.DataFrame", arguments: argparse.Namespace) -> "pd.DataFra
         known |= {"no-rewind": "rewind", "none": "none"}
         wanted = {lookup(known, name, "option") for name in arguments.options}
         used = [set(records.run_of(row).changed) or {"none"} for row in rows.to_dict("records")]
-        rows = rows[[bool(wanted & names) for names in used]]
+        rows = rows.loc[[bool(wanted & names) for names in used]]
     if arguments.panels is not None:
         pairs = {(d, SAME_NETWORK.get(m, m)) for d, m in panels.chosen(arguments.panels)}
         same = [
             (d, SAME_NETWORK.get(m, m)) in pairs and w == 1 for d, m, w in rows[["dataset", "model", "width"]].values
         ]
-        rows = rows[same]
+        rows = rows.loc[same]
     return rows
+
+
+def names_of_axes() -> dict[str, tuple[Iterable[str], str]]:
+    """By axis of the grid: the names that this version knows, and what they are names of."""
+    from synflow_lib.data import DATASETS
+    from synflow_lib.models import MODELS
+    from synflow_lib.pruning import SALIENCIES
+
+    return {"dataset": (DATASETS, "data set"), "model": (MODELS, "model"), "pruner": (SALIENCIES, "pruning method")}
+
+
+def trained_by(rows: "pd.DataFrame", arguments: argparse.Namespace) -> "pd.DataFrame":
+    """The rows of the recipes that are asked for, in any spelling; InputError for one that has no row and is none."""
+    from synflow_lib.training import spelled
+
+    found = list(zip(*(rows[name] for name in ("recipe", "dataset", "model")), strict=True))
+    pair = tuple((getattr(arguments, name) or AXES[name])[0] for name in ("dataset", "model"))
+    own = {asked: [name == spelled(asked, *where) for name, *where in found] for asked in arguments.recipe}
+    check_recipes([asked for asked, matches in own.items() if not any(matches)], [pair])
+    return rows.loc[[any(matches) for matches in zip(*own.values(), strict=True)]]
 
 
 def show_status(chosen: list[tuple[str, str]] | None, recipes: list[str] | None) -> None:

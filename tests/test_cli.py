@@ -118,6 +118,13 @@ def test_a_reader_that_stops_early_gets_no_traceback():
         ("status --recipe fast:crop=x", "recipe 'fast:crop=x': crop must be a whole number, not 'x'"),
         ("results", "no finished run matches: `synflow status` shows what is recorded"),
         ("results --compare --out x.csv", "--compare shows a table and writes no file: leave out --out"),
+        ("results --dataset cifr10", "unknown data set 'cifr10'; did you mean 'cifar10'?"),
+        ("results --model vgg12", "unknown model 'vgg12'; did you mean"),
+        ("results --pruner snip synflw", "unknown pruning method 'synflw'; did you mean 'synflow'?"),
+        ("results --recipe fsat", "unknown recipe 'fsat'; did you mean 'fast'?"),
+        ("results --recipe fast:epoch=2", "unknown value of a recipe 'epoch'; did you mean 'epochs'"),
+        ("results --recipe fast:epochs=10 --model vgg16", "no finished run matches"),
+        ("results --recipe fast --width 0.5 --options none --panels all", "no finished run matches"),
         ("results --force", "--force replaces the file of --out: name one"),
         ("results --records nowhere", "there is no folder nowhere"),
         ("results --panels vgg12", "unknown panel 'vgg12'"),
@@ -294,6 +301,10 @@ def test_a_varied_recipe_is_run_and_found_in_any_spelling(capsys):
         assert cli.main(command.split()) == 0
         printed = capsys.readouterr().out
         assert printed.count("smoke") == printed.count("smoke:epochs=1,lr=0.1") == 1
+    assert cli.main(["results", "--recipe", "fast", "smoke", "smoke:lr=0.1,epochs=1"]) == 0
+    assert capsys.readouterr().out.count(" done ") == 2
+    assert cli.main(["results", "--recipe", "smoke", "smok"]) == 2
+    assert "unknown recipe 'smok'; did you mean 'smoke'?" in capsys.readouterr().err
 
 
 def test_results_by_their_options(capsys):
