@@ -112,6 +112,8 @@ class Run:
         lookup(dict.fromkeys(SCOPES), self.scope, "scope")
         if self.seed < 0 or self.cycles < 0:
             raise InputError(f"seed and cycles must not be negative, not {self.seed} and {self.cycles}")
+        if self.seed >= 2**63:
+            raise InputError(f"seed must be below 2**63, not {self.seed}")
         if self.iterations is not None and self.iterations < 1:
             raise InputError(f"iterations must be at least 1, not {self.iterations}")
         check_compression(self.compression, highest_compression(self.model, self.dataset, self.width))

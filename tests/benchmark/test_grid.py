@@ -122,6 +122,7 @@ def test_equal_runs_have_equal_keys_however_they_are_written():
         ({"width": 0.0}, "width must be a positive factor"),
         ({"iterations": 0}, "iterations must be at least 1"),
         ({"seed": -1}, "seed and cycles must not be negative"),
+        ({"seed": 2**63}, "seed must be below 2**63, not 9223372036854775808"),
         ({"cycles": -1}, "seed and cycles must not be negative"),
         ({"pruner": "snip", "loss": "uniformed"}, "unknown loss 'uniformed'; did you mean 'uniform'?"),
         ({"pruner": "snip", "source": "cifar"}, "unknown data set 'cifar'; did you mean 'cifar10'?"),

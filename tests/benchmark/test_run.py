@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from synflow_lib import data, models, paths, provenance
-from synflow_lib.benchmark import Run, claims, preparation, records, run
+from synflow_lib.benchmark import Run, claims, preparation, records, results, run
 from synflow_lib.benchmark.preparation import pruned
 from synflow_lib.benchmark.run import execute
 from synflow_lib.devices import Speed
@@ -64,6 +64,12 @@ def test_the_number_of_threads_is_pinned_and_put_back(quick, monkeypatch):
     monkeypatch.setattr(module, "execute", lambda *_: seen.append(torch.get_num_threads()) or {"status": "done"})
     run(quick, device="cpu", threads=3)
     assert seen == [3] and torch.get_num_threads() == before
+
+
+def test_the_highest_seed_is_one(quick):
+    everything = replace(quick, seed=2**63 - 1, pruner="snip", shuffle=True, reinitialise=True)
+    assert run(everything.validate(), device="cpu")["status"] == "done"
+    assert results.recorded()["seed"].tolist() == [2**63 - 1]
 
 
 def test_a_failure_is_recorded_raised_and_tried_again(quick, monkeypatch):
