@@ -8,6 +8,7 @@ Tried on CPUs, two nodes with one killed; what concerns GPUs is untested here.
 
 import logging
 import os
+import socket
 import time
 import uuid
 from collections import deque
@@ -41,6 +42,7 @@ LOOK_EVERY = 0.5  # seconds between two looks at STOP, by the driver and by the 
 AHEAD = 64  # tasks handed to Ray beyond those that can run: enough to keep it busy and to let an autoscaler see them
 ROUNDS = 3  # how often a run is handed out whose process or node died although Ray had tried it again
 PATIENCE = 300  # seconds for every node to look at the records folder: each imports torch first, perhaps over a network
+REACH = 10  # seconds for the head to accept a connection; Ray itself would try for minutes and print its own lines
 STORE = 100_000_000  # bytes of shared memory for a Ray of our own: what moves is small
 
 Report = Callable[[dict], None]
@@ -55,6 +57,8 @@ def joined(address: str | None, cores: int) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    if address:
+        require_answer(os.environ.get("RAY_ADDRESS") or address if address == "auto" else address)  # what Ray takes
     own = {"address": "local", "num_cpus": cores, "include_dashboard": False, "object_store_memory": STORE}
     try:
         ray.init(**({"address": address} if address else own), log_to_driver=False, logging_level=logging.ERROR)
@@ -66,6 +70,18 @@ def joined(address: str | None, cores: int) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def require_answer(address: str) -> None:
+    """Raise InputError where nothing listens at `address`, HOST:PORT; anything else is Ray's to judge."""
+    host, colon, port = address.rpartition(":")
+    if not colon or "://" in address:
+        return
+    try:
+        socket.create_connection((host.strip("[]"), port), timeout=REACH).close()
+    except (OSError, UnicodeError) as error:  # UnicodeError: no name of a computer
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InputError(f"cannot join a Ray cluster: nothing answers at {address} ({reason})") from error
 
 
 def environment(threads: int) -> dict[str, str]:

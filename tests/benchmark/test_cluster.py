@@ -1,6 +1,7 @@
 import os
 import re
 import signal
+import socket
 import sys
 import threading
 from dataclasses import replace
@@ -10,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 from benchmark.drivers import epochs_saved, wait_for
 
-from synflow_lib import benchmark, paths
+from synflow_lib import benchmark, cli, paths
 from synflow_lib.benchmark import Run, claims, records, run_all
 from synflow_lib.benchmark.stopping import SENTENCE
 from synflow_lib.errors import InputError
@@ -122,13 +123,48 @@ def test_a_full_disk_ends_what_is_in_flight(fake, quick, monkeypatch):
     assert len(fake.cancelled) == 2
 
 
-def test_a_wrong_address_is_one_sentence(quick, monkeypatch):
+@pytest.fixture
+def listening():
+    """The address of a port that something listens at."""
+    with socket.create_server(("localhost", 0)) as server:
+        yield f"localhost:{server.getsockname()[1]}"
+
+
+@pytest.fixture
+def closed():
+    """The address of a port that nothing listens at, and that nobody else is given meanwhile."""
+    with socket.socket() as bound:
+        bound.bind(("localhost", 0))
+        yield f"localhost:{bound.getsockname()[1]}"
+
+
+def test_an_address_where_nothing_listens_is_one_sentence_at_once(quick, closed, monkeypatch):
+    monkeypatch.setattr(ray, "init", lambda **_: pytest.fail("Ray would try for minutes"))
+    for wrong, reason in ((closed, "refused"), ("nowhere.invalid:6379", "known|resol"), ("no..name:1", "")):
+        with pytest.raises(InputError, match=rf"cannot join a Ray cluster: nothing answers at {wrong} \(.*({reason})"):
+            run_all([quick], "ray", device="cpu", progress=False, address=wrong)
+    monkeypatch.setenv("RAY_ADDRESS", closed)
+    with pytest.raises(InputError, match=f"nothing answers at {closed}"):
+        run_all([quick], "ray", device="cpu", progress=False, address="auto")
+
+
+def test_the_command_with_a_wrong_address_ends_with_the_sentence(closed, capfd):
+    asked = ["--model", "mlp", "--width", "0.25", "--recipe", "smoke", "--engine", "ray", "--address", closed]
+    assert cli.main(["bench", *asked]) == 2
+    output, errors = capfd.readouterr()
+    assert output == "" and re.fullmatch(rf"[^\n]*nothing answers at {closed} [^\n]*\n", errors)
+
+
+def test_what_ray_says_of_an_address_is_one_sentence(quick, listening, monkeypatch):
     def unreachable(address, **_):
         raise ConnectionError(f"no cluster\nat {address}")
 
     monkeypatch.setattr(ray, "init", unreachable)
-    with pytest.raises(InputError, match=r"cannot join a Ray cluster at far:1: no cluster at far:1 .*RAY_AUTH_TOKEN"):
-        run_all([quick], "ray", device="cpu", progress=False, address="far:1")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    for given in (listening, "auto", "ray://nowhere.invalid:10001"):
+        sentence = rf"cannot join a Ray cluster at {given}: no cluster at {given} .*RAY_AUTH_TOKEN"
+        with pytest.raises(InputError, match=sentence):
+            run_all([quick], "ray", device="cpu", progress=False, address=given)
 
 
 @pytest.fixture(scope="module")
