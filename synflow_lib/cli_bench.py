@@ -65,7 +65,7 @@ def define_bench(sub: argparse.ArgumentParser) -> None:
     where.add_argument("--estimate", action="store_true", help="say how long it would take here, and run nothing")
     where.add_argument("--engine", default="processes", help="processes (default), serial or ray")
     where.add_argument("--address", help="of a Ray cluster: auto or HOST:PORT (default: Ray on this computer)")
-    where.add_argument("--workers", type=int, help="runs side by side (default: one a core, or as fit on the GPUs)")
+    where.add_argument("--workers", type=int, help="runs side by side (default: as fit on the cores or GPUs)")
     where.add_argument("--runs-per-gpu", type=int, default=1, metavar="N", help="runs that share a GPU (default: 1)")
     where.add_argument("--threads", type=int, default=1, help="CPU threads of each run (default: 1)")
     where.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps")

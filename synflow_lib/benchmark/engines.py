@@ -66,11 +66,12 @@ def run_all(
 ) -> pd.DataFrame:
     """Do every run of `runs` that has no record yet, and return `records.table(runs)`: one row each, in their order.
 
-    `workers` defaults to the number of usable cores, or of GPUs times `runs_per_gpu`, but not more than there are
-    runs to do; one worker means this process. Each uses `threads` CPU threads. `address` is where Ray's head is
-    (host:port or "auto"), None a Ray of its own. A run's result does not depend on the engine. Runs that fail are
-    recorded with their reason, and the others go on; a run that another driver is doing is waited for. The first
-    interrupt lets the runs in progress end their epoch and keeps their checkpoints, then raises KeyboardInterrupt.
+    `workers` defaults to as many as fit on the usable cores with `threads` CPU threads each, or to the number of GPUs
+    times `runs_per_gpu`, but not more than there are runs to do; one worker means this process. `address` is where
+    Ray's head is (host:port or "auto"), None a Ray of its own. A run's result does not depend on the engine. Runs that
+    fail are recorded with their reason, and the others go on; a run that another driver is doing is waited for. The
+    first interrupt lets the runs in progress end their epoch and keeps their checkpoints, then raises
+    KeyboardInterrupt.
     Raises InputError, before any work, for a run, a device, a folder or a cluster that cannot be used, and at once
     where a record cannot be written.
     """
@@ -140,10 +141,15 @@ def abandoned(away: dict[str, Run], before: dict[str, dict | None], report: Repo
     return left
 
 
-def default_workers(device: torch.device, runs_per_gpu: int = 1) -> int:
-    """The number of cores this process may use, or of GPUs times the runs that share one."""
+def default_workers(device: torch.device, runs_per_gpu: int = 1, threads: int = 1) -> int:
+    """How many runs of `threads` threads fit on the cores, at least one; the number of GPUs times what share one."""
     if device.type != "cpu":
         return runs_per_gpu * (torch.cuda.device_count() if device.type == "cuda" else 1)
+    return max(1, cores() // threads)
+
+
+def cores() -> int:
+    """The number of cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -163,7 +169,7 @@ def serial(means: Means, number: int, progress: Progress) -> Iterator[Serve]:
 def processes(means: Means, number: int, progress: Progress) -> Iterator[Serve]:
     """Processes side by side, each with one run at a time; over several GPUs they take turns."""
     device = torch.device(means.device)
-    workers = min(means.workers or default_workers(device, means.runs_per_gpu), number)
+    workers = min(means.workers or default_workers(device, means.runs_per_gpu, means.threads), number)
     if workers <= 1:
         with serial(means, number, progress) as serve:
             yield serve
@@ -185,7 +191,8 @@ def ray(means: Means, number: int, progress: Progress) -> Iterator[Serve]:
     """Tasks on a Ray cluster, which may be this machine; see `cluster`, which alone needs Ray."""
     from synflow_lib.benchmark import cluster
 
-    with cluster.joined(means.address, min(means.workers or default_workers(torch.device("cpu")), number)):
+    wanted = means.workers * means.threads if means.workers else cores()
+    with cluster.joined(means.address, min(wanted, number * means.threads)):
         tasks = cluster.Tasks(means.device, means.threads, means.speed, means.runs_per_gpu, means.workers)
         progress.hours_of(tasks.device, means.threads, means.runs_per_gpu)
         yield tasks.serve

@@ -4,6 +4,7 @@ import signal
 import socket
 import sys
 import threading
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +13,9 @@ import pytest
 from benchmark.drivers import epochs_saved, wait_for
 
 from synflow_lib import benchmark, cli, paths
-from synflow_lib.benchmark import Run, claims, records, run_all
+from synflow_lib.benchmark import Run, claims, engines, records, run_all
+from synflow_lib.benchmark.engines import Means
+from synflow_lib.benchmark.progress import Progress
 from synflow_lib.benchmark.stopping import SENTENCE
 from synflow_lib.errors import InputError
 
@@ -63,6 +66,25 @@ def test_runs_share_gpus_and_are_handed_out_in_portions(monkeypatch):
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 96.0})
     with pytest.raises(InputError, match="the cluster has no GPU"):
         cluster.Tasks("cuda")
+
+
+@pytest.mark.parametrize(
+    ("workers", "threads", "number", "expected"),
+    [(None, 1, 9, 4), (None, 2, 1, 2), (None, 2, 9, 4), (3, 2, 9, 6), (3, 2, 1, 2)],
+)
+def test_a_ray_of_our_own_has_the_cores_that_the_runs_take(workers, threads, number, expected, monkeypatch):
+    asked = []
+
+    @contextmanager
+    def joined(address, cores):
+        asked.append(cores)
+        yield
+
+    monkeypatch.setattr(engines, "cores", lambda: 4)
+    monkeypatch.setattr(cluster, "joined", joined)
+    monkeypatch.setattr(cluster, "Tasks", lambda *_: SimpleNamespace(device="cpu", serve=None))
+    with engines.ray(Means(workers, "cpu", threads), number, Progress(number, 0, shown=False)):
+        assert asked == [expected]
 
 
 class FakeRay:

@@ -108,6 +108,18 @@ def test_workers_default_to_the_cores_that_may_be_used():
     assert default_workers(torch.device("mps")) == 1
 
 
+def test_workers_of_several_threads_share_the_cores(runs, monkeypatch):
+    monkeypatch.setattr(engines, "cores", lambda: 5)
+    assert [default_workers(torch.device("cpu"), threads=number) for number in (1, 2, 5, 8)] == [5, 2, 1, 1]
+    asked = []
+    monkeypatch.setattr(engines, "side_by_side", lambda runs, places, threads, *_: asked.append((len(places), threads)))
+    for workers in (None, 3):
+        means = Means(workers, "cpu", threads=2)
+        with engines.processes(means, 3, Progress(3, 0, shown=False)) as serve:
+            serve(runs, pytest.fail)
+    assert asked == [(2, 2), (3, 2)]
+
+
 def test_runs_share_gpus_which_take_turns(runs, monkeypatch, caplog, tmp_path):
     asked = []
     monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", str(tmp_path))
