@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from synflow_lib.benchmark import Run
-    from synflow_lib.devices import Speed
 
 # What a grid is made of unless told otherwise; None in the parser, so that an option that was given can be told apart.
 AXES = {"dataset": ["digits"], "model": ["vgg11"], "pruner": ["synflow"], "compression": [10.0], "seed": [0]}
@@ -210,9 +209,9 @@ def check_recipes(names: Iterable[str], chosen: list[tuple[str, str]] | None) ->
         recipe(name, *pair)
 
 
-def speed_of(arguments: argparse.Namespace) -> "Speed | None":
-    """What --with and --without make of the fastest choice for the device; None without them."""
-    from dataclasses import fields, replace
+def speed_of(arguments: argparse.Namespace) -> dict[str, bool] | None:
+    """What --with and --without change of the fastest choice for the device that does a run; None without them."""
+    from dataclasses import fields
 
     from synflow_lib import devices
 
@@ -222,15 +221,16 @@ def speed_of(arguments: argparse.Namespace) -> "Speed | None":
         changes |= {lookup(known, name, "speed feature"): value for name in names}
     if both := set(arguments.on) & set(arguments.off):
         raise InputError(f"{min(both)} is switched on and off: leave out one of --with and --without")
-    device = devices.resolve(arguments.device)
-    return replace(devices.Speed.auto(device), **changes).require(device) if changes else None
+    return changes or None
 
 
-def estimate(arguments: argparse.Namespace, runs: "list[Run]", speed: "Speed | None") -> int:
+def estimate(arguments: argparse.Namespace, runs: "list[Run]", changes: dict[str, bool] | None) -> int:
     """Print how long the runs would take on this kind of device."""
-    from synflow_lib.benchmark import estimate
+    from synflow_lib import devices
+    from synflow_lib.benchmark import engines, estimate
 
-    where = {"device": arguments.device, "threads": arguments.threads, "speed": speed}
+    device = devices.resolve(arguments.device)
+    where = {"device": device, "threads": arguments.threads, "speed": engines.speed_on(device, changes)}
     table = estimate.estimate(runs, **where, tell=lambda sentence: print(sentence, file=sys.stderr))
     workers = 1 if arguments.engine == "serial" else arguments.workers
     print(estimate.report(table, arguments.device, workers, arguments.runs_per_gpu))

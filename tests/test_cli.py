@@ -6,11 +6,10 @@ import subprocess
 import sys
 import time
 import warnings
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import pytest
-import torch
 
 import synflow_lib as sf
 from synflow_lib import cli, reproduce
@@ -75,6 +74,8 @@ def test_a_reader_that_stops_early_gets_no_traceback():
         ("bench --panels all --width 1", "leave out --width"),
         ("bench --panels all --no-rewind", "leave out --no-rewind"),
         ("bench --with compcat", "unknown speed feature 'compcat'; did you mean 'compact'?"),
+        ("bench --with graphs --device cpu", "CUDA graphs need a CUDA device, not 'cpu': switch graphs off"),
+        ("bench --estimate --with graphs --device cpu", "CUDA graphs need a CUDA device, not 'cpu'"),
         ("bench --with fused --without bfloat16 fused", "fused is switched on and off"),
         ("bench --estimate --model vgg12", "unknown model 'vgg12'"),
         ("bench --schedule cubic", "unknown schedule 'cubic'"),
@@ -211,15 +212,14 @@ def test_every_option_of_bench_reaches_the_run(seen):
 def test_panels_are_the_published_grid_and_the_engine_hears_of_everything(seen):
     text = (
         "bench --panels cifar10_vgg16 tiny-imagenet_vgg11 --recipe fast published --engine ray --address auto "
-        "--runs-per-gpu 3 --with compile --without bfloat16 channels-last --device cpu"
+        "--runs-per-gpu 3 --with compile --without bfloat16 channels-last --device cuda"  # which only the nodes have
     )
     assert cli.main(text.split()) == 130
     ((runs, rest, options),) = seen
     pairs = [("cifar10", "vgg16"), ("tiny-imagenet", "vgg11")]
     assert runs == sf.benchmark.published_grid("fast", pairs) + sf.benchmark.published_grid("published", pairs)
-    assert rest == ("ray", None, "cpu") and (options["address"], options["runs_per_gpu"]) == ("auto", 3)
-    automatic = Speed.auto(torch.device("cpu"))
-    assert options["speed"] == replace(automatic, compile=True, bfloat16=False, channels_last=False)
+    assert rest == ("ray", None, "cuda") and (options["address"], options["runs_per_gpu"]) == ("auto", 3)
+    assert options["speed"] == {"compile": True, "bfloat16": False, "channels_last": False}
 
 
 def test_the_help_names_the_recipes_and_the_speed_features(capsys):

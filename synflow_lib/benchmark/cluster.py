@@ -12,13 +12,16 @@ import socket
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from synflow_lib import paths
+import torch
+
+from synflow_lib import devices, paths
 from synflow_lib.benchmark import records
+from synflow_lib.benchmark.engines import speed_on
 from synflow_lib.benchmark.grid import Run
 from synflow_lib.benchmark.processes import failed
 from synflow_lib.benchmark.stopping import heeding
@@ -106,13 +109,14 @@ class Tasks:
     """How the runs are done on the cluster that is joined.
 
     `device` is "auto" (its GPUs where it has any, else its cores), "cuda" or "cpu"; `runs_per_gpu` runs share a GPU,
-    and each takes `threads` cores; never more than `workers` at once where it is given. Raises InputError for what
-    the cluster has not, and for a records folder that its nodes do not share.
+    and each takes `threads` cores; never more than `workers` at once where it is given. What `speed` changes is put
+    together on the node, whose device it is for. Raises InputError for what the cluster has not, and for a records
+    folder that its nodes do not share.
     """
 
     device: str
     threads: int = 1
-    speed: Speed | None = None
+    speed: Speed | Mapping[str, bool] | None = None
     runs_per_gpu: int = 1
     workers: int | None = None
 
@@ -122,6 +126,8 @@ class Tasks:
         if self.device == "cuda" and not gpus:
             raise InputError("the cluster has no GPU: use device 'cpu' or 'auto'")
         object.__setattr__(self, "device", "cuda" if gpus and self.device != "cpu" else "cpu")
+        asked = replace(Speed(), **self.speed) if isinstance(self.speed, Mapping) else self.speed or Speed()
+        asked.require(torch.device(self.device))
         if max(node["Resources"].get("CPU", 0) for node in nodes()) < self.threads:
             raise InputError(f"no node of the cluster has {self.threads} CPU cores for a run: ask for fewer threads")
         require_shared_records()
@@ -194,13 +200,17 @@ def heard(reference: "ray.ObjectRef", run: Run) -> dict:
         return {"key": run.key, "status": "lost", "error": " ".join(str(error).split())}
 
 
-def task(fields: dict, device: str, threads: int, speed: Speed | None, flag: str, sharing: int) -> dict:
+def task(
+    fields: dict, device: str, threads: int, speed: Speed | Mapping[str, bool] | None, flag: str, sharing: int
+) -> dict:
     """What runs on a node: one attempt, saved and ended when the file `flag` appears in the records folder.
 
     An OSError may be the moment's (a network file system): Ray tries again. A full disk is an InputError and is not.
     """
+    where = place(device)
+    speed = speed_on(devices.resolve(where), speed)
     with heeding(paths.records() / flag, LOOK_EVERY):
-        return told(Run(**fields), place(device), threads, speed, sharing, through=(OSError,))
+        return told(Run(**fields), where, threads, speed, sharing, through=(OSError,))
 
 
 def place(device: str) -> str:

@@ -8,9 +8,9 @@ lets the runs in progress save themselves first.
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import pandas as pd
 import torch
@@ -36,12 +36,15 @@ Serve = Callable[[Sequence[Run], Report], None]
 
 @dataclass(frozen=True)
 class Means:
-    """With what the runs are done; `device` is a name as the user gives it, `workers` None the engine's choice."""
+    """With what the runs are done; `device` is a name as the user gives it, `workers` None the engine's choice.
+
+    `speed` is for every device, or only what differs from the fastest choice for the one that a run gets.
+    """
 
     workers: int | None = None
     device: str = "auto"
     threads: int = 1
-    speed: Speed | None = None
+    speed: Speed | Mapping[str, bool] | None = None
     runs_per_gpu: int = 1
     address: str | None = None
 
@@ -50,6 +53,14 @@ class Means:
             raise InputError(f"workers and threads must be at least 1, not {self.workers} and {self.threads}")
         if self.runs_per_gpu < 1:
             raise InputError(f"runs_per_gpu must be at least 1, not {self.runs_per_gpu}")
+        for name in self.speed if isinstance(self.speed, Mapping) else ():
+            lookup(asdict(Speed()), name, "speed feature")
+
+
+def speed_on(device: torch.device, wanted: Speed | Mapping[str, bool] | None) -> Speed | None:
+    """`wanted`, of which a mapping changes the fastest choice for `device`; InputError for what `device` has not."""
+    speed = replace(Speed.auto(device), **wanted) if isinstance(wanted, Mapping) else wanted
+    return speed and speed.require(device)
 
 
 def run_all(
@@ -60,7 +71,7 @@ def run_all(
     progress: bool = True,
     threads: int = 1,
     *,
-    speed: Speed | None = None,
+    speed: Speed | Mapping[str, bool] | None = None,
     runs_per_gpu: int = 1,
     address: str | None = None,
 ) -> pd.DataFrame:
@@ -68,10 +79,11 @@ def run_all(
 
     `workers` defaults to as many as fit on the usable cores with `threads` CPU threads each, or to the number of GPUs
     times `runs_per_gpu`, but not more than there are runs to do; one worker means this process. `address` is where
-    Ray's head is (host:port or "auto"), None a Ray of its own. A run's result does not depend on the engine. Runs that
-    fail are recorded with their reason, and the others go on; a run that another driver is doing is waited for. The
-    first interrupt lets the runs in progress end their epoch and keeps their checkpoints, then raises
-    KeyboardInterrupt.
+    Ray's head is (host:port or "auto"), None a Ray of its own. `speed` has the features of every run; a mapping only
+    those to switch on or off, the others being the fastest choice for the device that does a run. A run's result does
+    not depend on the engine. Runs that fail are recorded with their reason, and the others go on; a run that another
+    driver is doing is waited for. The first interrupt lets the runs in progress end their epoch and keeps their
+    checkpoints, then raises KeyboardInterrupt.
     Raises InputError, before any work, for a run, a device, a folder or a cluster that cannot be used, and at once
     where a record cannot be written.
     """
@@ -79,7 +91,8 @@ def run_all(
     opened = lookup(ENGINES, engine, "engine")
     means = Means(workers, device, threads, speed, runs_per_gpu, address)
     if engine != "ray":  # whose driver may well have no GPU: its nodes count
-        means = replace(means, device=str(devices.resolve(device)))
+        there = devices.resolve(device)
+        means = replace(means, device=str(there), speed=speed_on(there, speed))
     different = {run.key: run for run in runs}
     pending = [run for run in different.values() if records.find(run) is None]
     if pending:

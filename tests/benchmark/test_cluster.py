@@ -5,11 +5,12 @@ import socket
 import sys
 import threading
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from benchmark.drivers import epochs_saved, wait_for
 
 from synflow_lib import benchmark, cli, paths
@@ -17,6 +18,7 @@ from synflow_lib.benchmark import Run, claims, engines, records, run_all
 from synflow_lib.benchmark.engines import Means
 from synflow_lib.benchmark.progress import Progress
 from synflow_lib.benchmark.stopping import SENTENCE
+from synflow_lib.devices import Speed
 from synflow_lib.errors import InputError
 
 
@@ -126,6 +128,29 @@ def test_a_lost_run_is_handed_out_again_in_three_rounds_and_then_recorded_as_fai
     table = run_all([quick, lucky, unlucky], "ray", device="cpu", progress=False)
     assert table["status"].tolist() == ["done", "done", "failed"]
     assert table["error"][2].startswith("its process or node died again and again: The worker died")
+
+
+def test_what_is_switched_changes_the_fastest_choice_for_the_device_of_the_task(quick, monkeypatch):
+    asked = []
+    best = {"cpu": Speed(fused=True), "cuda": Speed(fused=True, graphs=True)}
+    monkeypatch.setattr(Speed, "auto", staticmethod(lambda device: best[device.type]))
+    monkeypatch.setattr(cluster, "place", lambda device: "cuda:1" if device == "cuda" else device)
+    monkeypatch.setattr(cluster.devices, "resolve", torch.device)
+    monkeypatch.setattr(cluster, "told", lambda run, device, threads, speed, *_, **__: asked.append((device, speed)))
+    for device, speed in (("cpu", {"compile": True}), ("cuda", {"fused": False}), ("cuda", None)):
+        cluster.task(asdict(quick), device, 1, speed, "flag", 1)
+    assert asked == [("cpu", Speed(fused=True, compile=True)), ("cuda:1", Speed(graphs=True)), ("cuda:1", None)]
+
+
+def test_a_feature_that_no_device_of_the_cluster_has_is_refused_at_once(fake, quick):
+    with pytest.raises(InputError, match="CUDA graphs need a CUDA device, not 'cpu'"):
+        run_all([quick], "ray", progress=False, speed={"graphs": True})
+
+
+def test_a_switched_feature_reaches_the_record(fake, quick):
+    run_all([quick], "ray", device="cpu", progress=False, speed={"compact": False, "bfloat16": False})
+    used, automatic = records.read(quick.key)["speed"], Speed.auto(torch.device("cpu"))
+    assert used == asdict(replace(automatic, compact=False, bfloat16=False))
 
 
 def test_an_error_of_the_task_is_recorded_and_stops_no_other(fake, quick):

@@ -16,6 +16,7 @@ from synflow_lib import data, paths
 from synflow_lib.benchmark import claims, engines, grid, records, run, run_all, stopping
 from synflow_lib.benchmark.engines import Means, default_workers
 from synflow_lib.benchmark.progress import Progress
+from synflow_lib.devices import Speed
 from synflow_lib.errors import InputError
 
 SOME = ("random", "snip", "synflow")
@@ -83,6 +84,8 @@ def test_a_record_that_cannot_be_written_stops_everything_at_once(runs, monkeypa
         ({"device": "tpu"}, "unknown device 'tpu'"),
         ({"workers": 0}, "workers and threads must be at least 1"),
         ({"threads": 0}, "workers and threads must be at least 1"),
+        ({"speed": {"compcat": True}}, "unknown speed feature 'compcat'; did you mean 'compact'"),
+        ({"speed": Speed(graphs=True)}, "CUDA graphs need a CUDA device"),
         ({"runs_per_gpu": 0}, "runs_per_gpu must be at least 1, not 0"),
     ],
 )
@@ -140,6 +143,16 @@ def test_runs_share_gpus_which_take_turns(runs, monkeypatch, caplog, tmp_path):
         serve(runs[:1], pytest.fail)
     assert asked[1:] == [["cuda:1"]]
     assert caplog.messages == [told]
+
+
+def test_what_is_switched_changes_the_fastest_choice_for_the_device(quick, monkeypatch):
+    asked, automatic = [], Speed(compact=True, fused=True)
+    answer = {"key": quick.key, "status": "done", "seconds": 1}
+    monkeypatch.setattr(Speed, "auto", staticmethod(lambda device: automatic))
+    monkeypatch.setattr(engines, "attempt", lambda *given: asked.append(given[3]) or answer)
+    for given in (None, Speed(bfloat16=True), {"bfloat16": True, "fused": False}):
+        run_all([quick], "serial", device="cpu", progress=False, speed=given)
+    assert asked == [None, Speed(bfloat16=True), Speed(compact=True, bfloat16=True)]
 
 
 class Other:
