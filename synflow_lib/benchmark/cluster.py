@@ -1,8 +1,8 @@
 """The engine `ray`: every run is a task of Ray Core, on this machine or on all nodes of a cluster.
 
 Tasks, not actors: Ray shares a GPU among them in fractions, and repeats those whose process or node has died; what
-they were doing goes on from its checkpoint. Records, claims and checkpoints lie in one folder that all nodes share:
-Ray only moves a few settings and a status, so a lost cluster loses nothing that was recorded.
+they were doing goes on from its checkpoint. Records, claims and checkpoints lie in one folder that all nodes share,
+the data sets in another: Ray only moves a few settings and a status, so a lost cluster loses nothing that was recorded.
 Tried on CPUs, two nodes with one killed; what concerns GPUs is untested here.
 """
 
@@ -38,7 +38,7 @@ try:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 except ImportError as error:
     raise InputError(
-        'the engine "ray" needs Ray, which is not installed: pip install "synflow-companion[cluster]"'
+        'the engine "ray" needs Ray, which is not installed: say pip install -e ".[cluster]" in the project\'s folder'
     ) from error
 
 LOOK_EVERY = 0.5  # seconds between two looks at STOP, by the driver and by the tasks
@@ -110,8 +110,8 @@ class Tasks:
 
     `device` is "auto" (its GPUs where it has any, else its cores), "cuda" or "cpu"; `runs_per_gpu` runs share a GPU,
     and each takes `threads` cores; never more than `workers` at once where it is given. What `speed` changes is put
-    together on the node, whose device it is for. Raises InputError for what the cluster has not, and for a records
-    folder that its nodes do not share.
+    together on the node, whose device it is for. Raises InputError for what the cluster has not, and for folders of
+    records and data that its nodes do not share.
     """
 
     device: str
@@ -130,7 +130,7 @@ class Tasks:
         asked.require(torch.device(self.device))
         if max(node["Resources"].get("CPU", 0) for node in nodes()) < self.threads:
             raise InputError(f"no node of the cluster has {self.threads} CPU cores for a run: ask for fewer threads")
-        require_shared_records()
+        require_shared_folders()
 
     @property
     def needs(self) -> dict[str, float]:
@@ -227,15 +227,16 @@ def nodes() -> list[dict]:
     return [node for node in ray.nodes() if node["Alive"]]
 
 
-def require_shared_records() -> None:
-    """Raise InputError unless every node finds in its records folder the file that we put into ours."""
+def require_shared_folders() -> None:
+    """Raise InputError unless every node finds in its records folder the file that we put into ours, and our data."""
     probe = paths.records() / f".probe-{uuid.uuid4().hex}"
     remote = ray.remote(num_cpus=0, max_retries=0, runtime_env={"env_vars": environment(1)})(look)
+    sets = sorted(file.name for file in paths.data().glob("*.safetensors"))
     probe.touch()
     try:
         looks = {
             remote.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
-                probe.name
+                probe.name, sets
             ): node["NodeManagerAddress"]
             for node in nodes()
         }
@@ -248,14 +249,16 @@ def require_shared_records() -> None:
         probe.unlink()
 
 
-def look(name: str) -> str:
-    """Look for the file in this node's records folder, for up to 5 s; return "" or a sentence with what is wrong."""
+def look(name: str, sets: Sequence[str]) -> str:
+    """Look for the file in this node's records folder, for up to 5 s, and for the data sets; what is wrong, or ""."""
     for _ in range(10):
         if (paths.records() / name).exists():
             paths.require_writable(paths.records())
-            return ""
+            missing = [one for one in sets if not (paths.data() / one).exists()]
+            where = f"in {paths.data()}: set SYNFLOW_DATA to a folder that all nodes see"
+            return f"has no {missing[0]} {where}" if missing else ""
         time.sleep(0.5)
-    return f"does not share the records folder {paths.records()}"
+    return f"does not share the records folder {paths.records()}: name one that all nodes see, with --records"
 
 
 def _require(reference: "ray.ObjectRef", node: str) -> None:
@@ -266,4 +269,4 @@ def _require(reference: "ray.ObjectRef", node: str) -> None:
     except ray.exceptions.RayError:
         return  # the node is gone: it is no part of the cluster any more
     if wrong:
-        raise InputError(f"the Ray node {node} {wrong}: name one that all nodes see, with --records")
+        raise InputError(f"the Ray node {node} {wrong}")

@@ -13,7 +13,7 @@ import pytest
 import torch
 from benchmark.drivers import epochs_saved, wait_for
 
-from synflow_lib import benchmark, cli, paths
+from synflow_lib import benchmark, cli, data, paths
 from synflow_lib.benchmark import Run, claims, engines, records, run_all
 from synflow_lib.benchmark.engines import Means
 from synflow_lib.benchmark.progress import Progress
@@ -26,11 +26,11 @@ def test_without_ray_one_sentence_says_what_to_install(quick, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     monkeypatch.delitem(sys.modules, "synflow_lib.benchmark.cluster", raising=False)
     monkeypatch.delattr(benchmark, "cluster", raising=False)
-    with pytest.raises(InputError, match=r'which is not installed: pip install "synflow-companion\[cluster\]"'):
+    with pytest.raises(InputError, match=r'which is not installed: say pip install -e "\.\[cluster\]" in the pro'):
         run_all([quick], "ray", device="cpu", progress=False)
 
 
-ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'synflow-companion[cluster]'")
+ray = pytest.importorskip("ray", reason="Ray is not installed: pip install -e '.[cluster]'")
 from synflow_lib.benchmark import cluster  # noqa: E402  (it needs Ray)
 
 
@@ -55,7 +55,7 @@ def test_what_the_nodes_get_of_the_environment_is_absolute(monkeypatch, tmp_path
 def test_runs_share_gpus_and_are_handed_out_in_portions(monkeypatch):
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"GPU": 16.0, "CPU": 96.0})
     monkeypatch.setattr(cluster, "nodes", lambda: [{"Resources": {"CPU": 48}}])
-    monkeypatch.setattr(cluster, "require_shared_records", lambda: None)
+    monkeypatch.setattr(cluster, "require_shared_folders", lambda: None)
     tasks = cluster.Tasks("auto", runs_per_gpu=3)
     assert tasks.device == "cuda" and tasks.needs == {"CPU": 1, "GPU": 1 / 3} and tasks.limit() == 48 + cluster.AHEAD
     assert (
@@ -89,12 +89,24 @@ def test_a_ray_of_our_own_has_the_cores_that_the_runs_take(workers, threads, num
         assert asked == [expected]
 
 
+def test_a_node_looks_for_the_records_and_for_the_data(tmp_path, monkeypatch):
+    monkeypatch.setattr(cluster.time, "sleep", lambda _: None)
+    monkeypatch.setenv("SYNFLOW_DATA", str(tmp_path))
+    assert cluster.look("probe", []).startswith("does not share the records folder")
+    paths.records().mkdir()
+    (paths.records() / "probe").touch()
+    (tmp_path / "a.safetensors").touch()
+    assert cluster.look("probe", ["a.safetensors"]) == ""
+    wrong = f"has no b.safetensors in {tmp_path}: set SYNFLOW_DATA to a folder that all nodes see"
+    assert cluster.look("probe", ["a.safetensors", "b.safetensors"]) == wrong
+
+
 class FakeRay:
     """Ray without processes: a task is done when it is asked for, and dies as often as `deaths` of its key says."""
 
     def __init__(self, monkeypatch):
         self.deaths, self.cancelled = {}, []
-        monkeypatch.setattr(cluster, "require_shared_records", lambda: None)
+        monkeypatch.setattr(cluster, "require_shared_folders", lambda: None)
         monkeypatch.setattr(cluster, "nodes", lambda: [{"Resources": {"CPU": 1}}])
         monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 1.0})
         monkeypatch.setattr(ray, "is_initialized", lambda: True)
@@ -249,14 +261,21 @@ def busy() -> dict[int, int]:
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="looks for processes in /proc")
 class TestTwoNodes:
-    """The first two are of a program that has joined Ray by itself; the last one leaves one node."""
+    """All but the last one are of a program that has joined Ray by itself; the last one leaves one node."""
 
     def test_a_folder_that_the_nodes_do_not_share_is_refused(self, member, quick, monkeypatch, tmp_path):
         here = cluster.environment
         monkeypatch.setattr(cluster, "environment", lambda n: {**here(n), "SYNFLOW_RECORDS": str(tmp_path / "own")})
-        with pytest.raises(InputError, match=r"the Ray node [\d.]+ does not share the records folder .*own"):
+        with pytest.raises(InputError, match=r"the Ray node [\d.]+ does not share the records folder .*own: name one"):
             run_all([quick], "ray", device="cpu", progress=False)
         assert not list(paths.records().iterdir())
+
+    def test_a_folder_of_data_that_the_nodes_do_not_see_is_refused(self, member, quick, monkeypatch, tmp_path):
+        here = cluster.environment
+        monkeypatch.setattr(cluster, "environment", lambda n: {**here(n), "SYNFLOW_DATA": str(tmp_path)})
+        data.prepare("digits")
+        with pytest.raises(InputError, match=rf"the Ray node [\d.]+ has no digits.safetensors in {tmp_path}: set SYNF"):
+            run_all([quick], "ray", device="cpu", progress=False)
 
     def test_a_stop_reaches_the_nodes_and_the_runs_go_on_later(self, member, slow, evaluations, capsys):
         def interrupt():
