@@ -11,7 +11,7 @@ import torch
 from torch import fx, nn
 
 from synflow_lib.errors import InputError
-from synflow_lib.models.nodes import AUGMENTED, in_place, kind, reshaped_to, reshapes, size_of
+from synflow_lib.models.nodes import AUGMENTED, in_place, reshaped_to, reshapes, size_of
 
 CONTAINERS = (list, dict, set, deque)
 TENSORS_AND_MODULES = {"_parameters", "_buffers", "_modules"}
@@ -126,9 +126,8 @@ def alike_in_both_modes(model: nn.Module) -> bool:
         number = {node: index for index, node in enumerate(graph.nodes)}
         told.append([])
         for node in graph.nodes:
-            args = node.args[:1] if kind(node.target) == "dropout" else node.args
-            options = {name: value for name, value in node.kwargs.items() if name != "training"}
-            told[-1].append((node.op, node.target, fx.node.map_arg((args, options), number.get)))
+            options = {name: value for name, value in node.kwargs.items() if name != "training"}  # of dropout
+            told[-1].append((node.op, node.target, fx.node.map_arg((node.args, options), number.get)))
     return told[0] == told[1]
 
 
