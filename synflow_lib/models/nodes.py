@@ -11,7 +11,6 @@ UNDERSTOOD = {"inplace", "negative_slope", "p", "training", "memory_format", "st
 UNDERSTOOD |= {"dim", "keepdim", "kernel_size", "stride", "padding", "dilation", "ceil_mode", "count_include_pad"}
 SUMS, MEANS, FLATTENS, RESHAPES = {"add", "iadd"}, {"mean"}, {"flatten"}, {"view", "reshape"}
 AUGMENTED = {"add", "sub", "mul", "matmul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor"}
-INPLACE_SECOND = {"relu", "relu6", "selu", "silu", "mish", "hardswish"}
 LIBRARIES = {"torch", "torchvision", "_operator", "builtins", "math"}
 PROBABILITIES = {"softmax", "logsoftmax", "sigmoid", "logsigmoid"}
 
@@ -52,8 +51,6 @@ def in_place(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
     if not node.op.startswith("call"):
         return False
     name = _name(node.target)
-    if kind(name) in INPLACE_SECOND and node.args[1:2] == (True,):  # F.relu(x, True)
-        return True
     augmented = getattr(node.target, "__module__", "") == "_operator" and name.startswith("i") and name[1:] in AUGMENTED
     return augmented or name.endswith("_") != name.endswith("__") or node.kwargs.get("inplace") is True
 
