@@ -233,7 +233,7 @@ def estimate(arguments: argparse.Namespace, runs: "list[Run]", changes: dict[str
     where = {"device": device, "threads": arguments.threads, "speed": engines.speed_on(device, changes)}
     table = estimate.estimate(runs, **where, tell=lambda sentence: print(sentence, file=sys.stderr))
     workers = 1 if arguments.engine == "serial" else arguments.workers
-    print(estimate.report(table, arguments.device, workers, arguments.runs_per_gpu))
+    print(estimate.report(table, arguments.device, workers, arguments.runs_per_gpu, arguments.threads))
     return 0
 
 

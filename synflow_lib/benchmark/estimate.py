@@ -74,8 +74,10 @@ def _row(panel: tuple, pending: list[Run], trainings: list[Run], own: pd.DataFra
     }
 
 
-def report(table: pd.DataFrame, device: str = "auto", workers: int | None = None, runs_per_gpu: int = 1) -> str:
-    """The table of `estimate` for a person, its total, and the hours by the clock with `workers` at once.
+def report(
+    table: pd.DataFrame, device: str = "auto", workers: int | None = None, runs_per_gpu: int = 1, threads: int = 1
+) -> str:
+    """The table of `estimate` for a person, its total, and the hours by the clock with `workers` of `threads` at once.
 
     Records of runs that shared a GPU count for their share of it; what is measured here has it alone. Raises InputError
     for less than one worker or run.
@@ -86,23 +88,23 @@ def report(table: pd.DataFrame, device: str = "auto", workers: int | None = None
     shown = shown[["network", "recipe", "runs", "trainings", "epoch_seconds", "hours", "source"]]
     formats = {"epoch_seconds": _short, "hours": _short}
     lines = [shown.to_string(index=False, formatters=formats, na_rep="-"), ""]
-    total, unit = table["hours"].sum(), "core-hours" if resolved.type == "cpu" else "device-hours"
+    hours, at_once = table["hours"].sum(), parallel(resolved, workers, runs_per_gpu, threads)
+    unit, each = ("core", threads) if resolved.type == "cpu" else ("device", 1)
     lines.append(
-        f"{table['runs'].sum():,} runs to do, {table['trainings'].sum():,} trainings, {_short(total)} {unit} on {name}"
+        f"{table['runs'].sum():,} runs to do, {table['trainings'].sum():,} trainings, {_short(hours * each)} {unit}-hours "
+        f"on {name}"
     )
-    at_once = parallel(resolved, workers, runs_per_gpu)
-    where = "cores" if resolved.type == "cpu" else "devices"
-    lines.append(f"{_short(total / at_once)} hours by the clock on {at_once:g} {where}")
+    lines.append(f"{_short(hours / at_once)} hours by the clock on {at_once * each:g} {unit}s")
     if {"measured", "both"} & set(table["source"]):
         lines.append("an upper bound: smaller networks after pruning, and those cut in two, are counted as dense ones")
     return "\n".join(lines)
 
 
-def parallel(device: torch.device, workers: int | None, runs_per_gpu: int) -> float:
-    """How many cores or devices `workers` fill; by default all that this computer has. InputError below 1."""
-    Means(workers, runs_per_gpu=runs_per_gpu)
+def parallel(device: torch.device, workers: int | None, runs_per_gpu: int, threads: int = 1) -> float:
+    """How many runs of `threads` cores, or devices, `workers` fill; by default as many as fit. InputError below 1."""
+    Means(workers, threads=threads, runs_per_gpu=runs_per_gpu)
     if workers is None:
-        return default_workers(device)
+        return default_workers(device, threads=threads)
     return max(1.0, workers / runs_per_gpu) if device.type == "cuda" else workers
 
 

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 import torch
 
-from synflow_lib.benchmark import Run, grid, published_grid
+from synflow_lib.benchmark import Run, engines, grid, published_grid
 from synflow_lib.benchmark import measurement as measurement_module
 from synflow_lib.benchmark.estimate import COLUMNS, estimate, parallel, report
 from synflow_lib.benchmark.measurement import Sample
@@ -227,6 +227,13 @@ def test_numbers_below_one_are_refused():
 
 def test_runs_that_share_a_gpu_are_one_device():
     assert parallel(torch.device("cuda", 0), 6, 3) == 2 and parallel(torch.device("cpu"), 6, 3) == 6
+
+
+def test_runs_of_several_threads_take_as_many_cores(monkeypatch):
+    monkeypatch.setattr(engines, "cores", lambda: 9)
+    row = dict.fromkeys(COLUMNS, 1) | {"dataset": "cifar10", "model": "vgg11", "recipe": "fast", "source": "records"}
+    said = report(pd.DataFrame([row | {"hours": 8.0}]), "cpu", threads=4)
+    assert "32 core-hours on CPU" in said and "4 hours by the clock on 8 cores" in said
 
 
 def test_a_gpu_is_measured_with_whole_batches():
