@@ -90,10 +90,8 @@ def report(
     lines = [shown.to_string(index=False, formatters=formats, na_rep="-"), ""]
     hours, at_once = table["hours"].sum(), parallel(resolved, workers, runs_per_gpu, threads)
     unit, each = ("core", threads) if resolved.type == "cpu" else ("device", 1)
-    lines.append(
-        f"{table['runs'].sum():,} runs to do, {table['trainings'].sum():,} trainings, {_short(hours * each)} {unit}-hours "
-        f"on {name}"
-    )
+    counts = f"{table['runs'].sum():,} runs to do, {table['trainings'].sum():,} trainings"
+    lines.append(f"{counts}, {_short(hours * each)} {unit}-hours on {name}")
     lines.append(f"{_short(hours / at_once)} hours by the clock on {at_once * each:g} {unit}s")
     if {"measured", "both"} & set(table["source"]):
         lines.append("an upper bound: smaller networks after pruning, and those cut in two, are counted as dense ones")
