@@ -65,7 +65,7 @@ def joined(address: str | None, cores: int) -> Iterator[None]:
     own = {"address": "local", "num_cpus": cores, "include_dashboard": False, "object_store_memory": STORE}
     try:
         ray.init(**({"address": address} if address else own), log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except Exception as error:  # also a bare one, where a Ray of our own takes too long to start
         reason = " ".join(str(error).split())
         hint = " (where it asks for a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN)" if address else ""
         raise InputError(f"cannot join a Ray cluster at {address or 'this machine'}: {reason}{hint}") from error
