@@ -41,8 +41,10 @@ class Masks(Mapping[str, Tensor]):
 
     def __eq__(self, other: object) -> bool:
         """Whether `other` has the same masks under the same names, in whatever order and on whatever device."""
-        if not isinstance(other, Mapping) or set(self) != set(other):
-            return NotImplemented if not isinstance(other, Mapping) else False
+        if not isinstance(other, Mapping):
+            return NotImplemented
+        if set(self) != set(other):
+            return False
         pairs = [(mask, torch.as_tensor(other[name])) for name, mask in self.items()]
         return all(a.shape == b.shape and bool((a == b.to(a.device)).all()) for a, b in pairs)
 
