@@ -104,7 +104,7 @@ def of_file(arguments: argparse.Namespace, file: Path, name: str) -> Network:
     if not isinstance(model, nn.Module):
         raise InputError(f"{arguments.model} gives {type(model).__name__}, not a torch.nn.Module")
     with eval_mode(model), torch.no_grad():
-        outputs = forward(model, {}, example_input(model, 1, input_shape))
+        outputs = forward(model, example_input(model, 1, input_shape))
     return Network(model, input_shape, outputs.shape[-1] if classes is None else classes, arguments.model)
 
 

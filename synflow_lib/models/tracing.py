@@ -32,10 +32,10 @@ def eval_mode(model: nn.Module, training: bool = False) -> Iterator[None]:
 
 @contextmanager
 def attributes_kept(model: nn.Module) -> Iterator[None]:
-    """Give every module back the attributes that it had, its buffers and containers with what they held.
+    """Give every module back the attributes that it had, containers with what they held.
 
     What the model's code stores in the block, as `self.features = x`, would stay otherwise: stand-ins for tensors, or
-    tensors that hold a whole graph. Parameters are left alone.
+    tensors that hold a whole graph. What is in parameters and buffers is left alone.
     """
     before = []
     for module in model.modules():
@@ -44,7 +44,6 @@ def attributes_kept(model: nn.Module) -> Iterator[None]:
         stored = {name: value for name, value in own.items() if name not in TENSORS_AND_MODULES}
         containers = [(part, copy(part)) for part in _parts(stored, set()) if type(part) in CONTAINERS]
         before.append((module, own, parts, containers))
-    buffers = [(b, b.detach().clone(), b._version) for b in model.buffers() if not b.is_inference()]
     try:
         yield
     finally:
@@ -55,8 +54,17 @@ def attributes_kept(model: nn.Module) -> Iterator[None]:
             for value, held in parts + containers:
                 value.clear()
                 value.update(held) if isinstance(value, dict | set) else value.extend(held)
+
+
+@contextmanager
+def buffers_kept(model: nn.Module) -> Iterator[None]:
+    """Write back what the buffers held, as BatchNorm's running statistics."""
+    before = [(b, b.detach().clone(), b._version) for b in model.buffers() if not b.is_inference()]
+    try:
+        yield
+    finally:
         with torch.no_grad():
-            for buffer, held, version in buffers:
+            for buffer, held, version in before:
                 if buffer._version != version:
                     buffer.copy_(held)
 
@@ -86,7 +94,7 @@ def operations(model: nn.Module) -> fx.Graph:
     where torch.fx cannot follow its code.
     """
     try:
-        with attributes_kept(model):
+        with attributes_kept(model), buffers_kept(model):
             graph = _Tracer().trace(model, _defaults(model) or None)
             return _flattening(_in_new_places(_with_one_argument(graph), dict(model.named_modules())))
     except Exception as error:  # the model's own code runs here, on stand-ins for tensors, and may raise anything

@@ -83,23 +83,23 @@ def _leads_through(model: nn.Module, masks: Mapping[str, Tensor], input_shape: S
             state[name] = state[name].abs()
     x = positive(1, *input_shape).requires_grad_()
     begins = [x]
-    with _path_counting(model), scoring_mode(model, False, state), torch.enable_grad():
-        if _reads_tokens(model, state, x):  # two of them, for one may be the padding, which has no gradient
+    with _path_counting(model), scoring_mode(model, state), torch.enable_grad():
+        if _reads_tokens(model, x):  # two of them, for one may be the padding, which has no gradient
             x = (torch.arange(x.numel(), device=device) % 2).reshape(x.shape)
             begins = [state[name].requires_grad_() for name in embeddings(model)]
-        output = forward(model, state, x)
+        output = forward(model, x)
         if not output.requires_grad:
             return False
         parts = gradients((output * positive(*output.shape)).sum(), begins, model)
     return any(bool((part != 0).any()) for part in parts)
 
 
-def _reads_tokens(model: nn.Module, state: dict[str, Tensor], numbers: Tensor) -> bool:
+def _reads_tokens(model: nn.Module, numbers: Tensor) -> bool:
     """Whether the model looks its input up: it refuses numbers, or what it makes of them has no gradient."""
     if not looks_up(model):
         return False
     try:
-        return not forward(model, state, numbers).requires_grad
+        return not forward(model, numbers).requires_grad
     except InputError:
         return True
 

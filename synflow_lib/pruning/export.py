@@ -68,7 +68,7 @@ def _traced(model: nn.Module, input_shape: Sequence[int]) -> torch.export.Export
     try:
         model = copied(model).cpu().eval()
         example = example_input(model, 2, input_shape)  # of one, torch.export concludes that it is always one
-        forward(model, {}, example)
+        forward(model, example)
         program = torch.export.export(model, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},), strict=False)
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[0].partition(" For more information")[0]

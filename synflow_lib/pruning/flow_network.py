@@ -212,8 +212,8 @@ class FlowNetwork:
         leaves = [self.state[span.name].detach().requires_grad_() for span in self.spans]
         state = {**self.state, **{span.name: leaf for span, leaf in zip(self.spans, leaves, strict=True)}}
         ones = torch.ones(1, *self.input_shape, dtype=self.dtype, device=self.device)
-        with scoring_mode(self.model, False, state), torch.enable_grad():
-            flow = logits(self.model, state, ones).sum()
+        with scoring_mode(self.model, state), torch.enable_grad():
+            flow = logits(self.model, ones).sum()
             check_positive(self.model)
             parts = gradients(flow, leaves, self.model)
         for span, gradient in zip(self.spans, parts, strict=True):

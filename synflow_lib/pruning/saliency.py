@@ -81,14 +81,13 @@ def _labels(labels: Tensor, images: Tensor, loss: losses.Loss, like: Tensor) -> 
 
 def _loss(
     model: nn.Module,
-    state: dict[str, Tensor],
     images: Inputs,
     labels: Tensor | None,
     weight: float,
     temperature: float = 1.0,
     loss: losses.Loss = losses.supervised,
 ) -> Tensor:
-    outputs = (logits if losses.known(loss) else called)(model, state, images)
+    outputs = (logits if losses.known(loss) else called)(model, images)
     return weight * losses.evaluate(loss, outputs if temperature == 1 else outputs / temperature, labels)
 
 
@@ -118,9 +117,9 @@ def loss_saliency(
     state = masked_state(model, masks)
     leaves = _leaves(model, state, parameters)
     total = {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
-    with scoring_mode(model, train_mode, state), torch.enable_grad():
+    with scoring_mode(model, state, train_mode), torch.enable_grad():
         for images, labels, weight in _weighted(checked):
-            objective = _loss(model, state, images, labels, weight, loss=loss)
+            objective = _loss(model, images, labels, weight, loss=loss)
             parts = gradients(objective, list(leaves.values()), model)
             for sum_, part in zip(total.values(), parts, strict=True):
                 sum_ += part
@@ -166,10 +165,10 @@ def grasp(
     product = [torch.zeros_like(leaf) for leaf in values]
 
     def objective(images: Inputs, labels: Tensor | None, weight: float) -> Tensor:
-        return _loss(model, state, images, labels, weight, temperature, loss)
+        return _loss(model, images, labels, weight, temperature, loss)
 
     # Of attention's implementations only the plain one can be differentiated twice.
-    with scoring_mode(model, train_mode, state), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+    with scoring_mode(model, state, train_mode), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
         for images, labels, weight in _weighted(checked) if gradient else ():
             parts = gradients(objective(images, labels, weight), values, model)
             for sum_, part in zip(gradient, parts, strict=True):
@@ -208,8 +207,8 @@ def synaptic_flow(
     """
     shape, state = example_shape(input_shape), _flow_state(model, masks, torch.float64, train_mode, bypass_norm)
     ones = torch.ones(1, *shape, dtype=torch.float64, device=_like(model).device)
-    with scoring_mode(model, train_mode), torch.no_grad():
-        return float(logits(model, state, ones).sum())
+    with scoring_mode(model, state, train_mode), torch.no_grad():
+        return float(logits(model, ones).sum())
 
 
 def _flow_state(
@@ -246,9 +245,9 @@ def synflow(
     for dtype in dict.fromkeys((torch.promote_types(like.dtype, torch.float32), torch.float64)):
         state = _flow_state(model, masks, dtype, train_mode, bypass_norm)
         leaves = _leaves(model, state, parameters)
-        with scoring_mode(model, train_mode, state), torch.enable_grad():
+        with scoring_mode(model, state, train_mode), torch.enable_grad():
             ones = torch.ones(1, *input_shape, dtype=dtype, device=like.device)
-            flow = logits(model, state, ones).sum()
+            flow = logits(model, ones).sum()
             check_positive(model)
             parts = gradients(flow, list(leaves.values()), model)
         scores = {name: (leaf * g).detach().abs() for (name, leaf), g in zip(leaves.items(), parts, strict=True)}
@@ -316,6 +315,6 @@ def synaptic_saliency(
     state = masked_state(model, masks)
     names = parameters if parameters is not None else [name for name, _ in model.named_parameters()]
     leaves = _leaves(model, state, names)
-    with scoring_mode(model, train_mode, state), torch.enable_grad():
-        parts = gradients(scalar(forward(model, state, x)), list(leaves.values()), model)
+    with scoring_mode(model, state, train_mode), torch.enable_grad():
+        parts = gradients(scalar(forward(model, x)), list(leaves.values()), model)
     return {name: (leaf * g).detach() for (name, leaf), g in zip(leaves.items(), parts, strict=True)}

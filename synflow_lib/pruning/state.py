@@ -11,13 +11,12 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 
 from synflow_lib.errors import InputError
 from synflow_lib.models.flow_graph import BATCH_NORM, CONVOLUTION
 from synflow_lib.models.nodes import PROBABILITIES, kind
-from synflow_lib.models.tracing import attributes_kept, eval_mode
+from synflow_lib.models.tracing import attributes_kept, buffers_kept, eval_mode
 
 NORMALISATION = (BATCH_NORM, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.instancenorm._InstanceNorm)
 PROJECTIONS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")  # of attention, those it has
@@ -64,14 +63,14 @@ def prunable(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 @contextmanager
-def scoring_mode(model: nn.Module, train_mode: bool, state: Mapping[str, Tensor] | None = None) -> Iterator[None]:
-    """Score without dropout; BatchNorm uses its running statistics, or the batch's own where `train_mode`.
+def scoring_mode(model: nn.Module, state: Mapping[str, Tensor], train_mode: bool = False) -> Iterator[None]:
+    """Run the model's code on the tensors of `state`, which stand in for its parameters and buffers in the block.
 
-    What the model's code notes of its passes as attributes of its own is taken back. The tensors of `state` stand in
-    for the model's parameters and buffers until the gradients are there: where activations are checkpointed, code runs
-    again for them.
+    Without dropout; BatchNorm uses its running statistics, or the batch's own where `train_mode`. What the code notes
+    of its passes as attributes is taken back. Gradients are to be taken within the block: where activations are
+    checkpointed, code runs again for them.
     """
-    with eval_mode(model), attributes_kept(model), _standing_in(model, state or {}):
+    with eval_mode(model), attributes_kept(model), _standing_in(model, state):
         for module in model.modules():
             if train_mode and isinstance(module, BATCH_NORM):
                 module.train()
@@ -81,17 +80,26 @@ def scoring_mode(model: nn.Module, train_mode: bool, state: Mapping[str, Tensor]
 @contextmanager
 def _standing_in(model: nn.Module, state: Mapping[str, Tensor]) -> Iterator[None]:
     own = dict((*model.named_parameters(), *model.named_buffers()))
-    others = {id(own[name]): tensor for name, tensor in state.items() if name in own}
-    places = [place for module in model.modules() for place in (module._parameters, module._buffers)]
-    places = [place for place in places if isinstance(place, dict)]  # a scripted part has others, which cannot be set
-    before = [(place, name, tensor) for place in places for name, tensor in place.items() if id(tensor) in others]
+    others = {own[name]: tensor for name, tensor in state.items()}
+    modules = list(model.modules())
+    places = [(m, name, tensor) for m in modules for part in (m._parameters, m._buffers) for name, tensor in part.items()]
+    before = [place for place in places if place[-1] in others]  # all places of a tensor that is shared
     try:
-        for place, name, tensor in before:
-            place[name] = others[id(tensor)]
+        for module, name, tensor in before:
+            _set(module, name, others[tensor])
         yield
     finally:
-        for place, name, tensor in before:
-            place[name] = tensor
+        for module, name, tensor in before:
+            _set(module, name, tensor)
+
+
+def _set(module: nn.Module, name: str, tensor: Tensor) -> None:
+    """Put a tensor where a parameter or buffer was, which assignment as an attribute refuses of a plain tensor."""
+    part = module._parameters if name in module._parameters else module._buffers
+    if isinstance(part, dict):
+        part[name] = tensor
+    else:  # a scripted part, which takes it
+        setattr(module, name, tensor)
 
 
 def gradients(value: Tensor, leaves: Sequence[Tensor], model: nn.Module, **options: object) -> tuple[Tensor, ...]:
@@ -178,17 +186,18 @@ def example_input(model: nn.Module, number: int, input_shape: Sequence[int]) -> 
     zeros = torch.zeros(number, *example_shape(input_shape), dtype=weight.dtype, device=weight.device)
     if looks_up(model):  # only then is it worth a run
         try:
-            called(model, {}, zeros)
+            with eval_mode(model), attributes_kept(model), buffers_kept(model):
+                called(model, zeros)
         except InputError:
             return zeros.long()
     return zeros
 
 
-def called(model: nn.Module, state: dict[str, Tensor], x: Tensor | tuple[Tensor, ...]) -> object:
-    """What `model` gives for `x`, or several inputs, with `state`; raises InputError where it cannot take that."""
+def called(model: nn.Module, x: Tensor | tuple[Tensor, ...]) -> object:
+    """What `model` gives for `x`, or several inputs; raises InputError where it cannot take that."""
     inputs = x if isinstance(x, tuple) else (x,)
     try:
-        return functional_call(model, state, inputs)
+        return model(*inputs)
     except (RuntimeError, ValueError, AssertionError, IndexError, TypeError) as error:
         if "out of memory" in str(error):
             raise
@@ -202,24 +211,21 @@ def called(model: nn.Module, state: dict[str, Tensor], x: Tensor | tuple[Tensor,
         raise InputError(f"{type(model).__name__} cannot take an input of shape {shapes}: {reason}") from error
 
 
-def forward(model: nn.Module, state: dict[str, Tensor], x: Tensor | tuple[Tensor, ...]) -> Tensor:
-    """Return the output of `model` for `x` with `state` in place of its own parameters and buffers.
-
-    Raises InputError where the model cannot take an input of that shape, or gives something else than a tensor.
-    """
-    output = called(model, state, x)
+def forward(model: nn.Module, x: Tensor | tuple[Tensor, ...]) -> Tensor:
+    """`called`, but raises InputError where the model gives something else than one tensor, too."""
+    output = called(model, x)
     if not isinstance(output, Tensor):
         raise InputError(f"{type(model).__name__} must return one tensor to be scored, not {type(output).__name__}")
     return output
 
 
-def logits(model: nn.Module, state: dict[str, Tensor], x: Tensor | tuple[Tensor, ...]) -> Tensor:
+def logits(model: nn.Module, x: Tensor | tuple[Tensor, ...]) -> Tensor:
     """`forward`, but for a softmax, log-softmax or sigmoid that the network ends with: what comes in front of it.
 
     Cross entropies are of that, and the sum of probabilities, a constant or saturated, says nothing of paths.
     """
     with _Probabilities() as made:
-        output = forward(model, state, x)
+        output = forward(model, x)
     return next((before for result, before in made.of if result is output), output)
 
 

@@ -125,8 +125,8 @@ def _deviations(
         x = torch.full((1, *input_shape), size, dtype=torch.float64, device=device, requires_grad=True)
         smaller = {name: (size * value).requires_grad_() for name, value in added.items()}
         leaves = [x, *smaller.values()]
-        with scoring_mode(model, False, state | smaller), torch.enable_grad():
-            flow = logits(model, state | smaller, x).sum()
+        with scoring_mode(model, state | smaller), torch.enable_grad():
+            flow = logits(model, x).sum()
             parts = gradients(flow, leaves, model)
         leaving = flow.detach()
         if not 0 < leaving.abs() < torch.inf:
@@ -202,8 +202,7 @@ class _Reader:
         self.broken: dict[str, tuple[str, str, list[str]]] = {}
         # What is added: every bias, and whatever the code itself adds (embeddings, tokens that are concatenated).
         self.additive = {name for name in self.parameters if name.endswith("bias")}
-        with scoring_mode(model, False):  # not the code of the training mode
-            graph = trace(model)
+        graph = trace(model)
         self.flows: dict[fx.Node, bool] = {}
         self.made_of: dict[fx.Node, set[str]] = {}
         for node in graph.nodes:

@@ -61,8 +61,8 @@ def layer_maps(
 
     handles = [module.register_forward_pre_hook(note(name)) for name, module in modules.items()]
     try:
-        with scoring_mode(model, False), torch.no_grad():
-            forward(model, state, like.new_zeros(1, *input_shape))
+        with scoring_mode(model, state), torch.no_grad():
+            forward(model, like.new_zeros(1, *input_shape))
     finally:
         for handle in handles:
             handle.remove()
@@ -180,8 +180,8 @@ def input_output(model: nn.Module, images: Tensor, masks: Mapping[str, Tensor] |
     """
     state, like = _state(model, masks)
     x = images.to(like).detach().requires_grad_()
-    with scoring_mode(model, False, state), torch.enable_grad():
-        outputs = forward(model, state, x)
+    with scoring_mode(model, state), torch.enable_grad():
+        outputs = forward(model, x)
         if outputs.ndim != 2:
             raise InputError(
                 f"the input-output Jacobian needs outputs of shape [B, classes], not {tuple(outputs.shape)}"

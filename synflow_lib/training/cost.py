@@ -97,7 +97,7 @@ def _flops(model: nn.Module, input_shape: Iterable[int], masks: Mapping[str, Ten
     with torch.no_grad():
         example = example_input(twin, 1, input_shape)
     with torch.no_grad(), _plain_attention(twin) as projections, FlopCounterMode(display=False) as counter:
-        called(twin, {}, example)
+        called(twin, example)
     total = kept = counter.get_total_flops()
     by_module = {name: sum(operators.values()) for name, operators in counter.get_flop_counts().items()}
     for name, mask in (masks or {}).items():

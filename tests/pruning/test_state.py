@@ -50,9 +50,10 @@ def test_bypassed_batch_norm_is_the_identity_to_the_last_bit(kind, dtype):
     model = nn.Sequential(norms()[kind]).train()
     before = fingerprint(model)
     x = torch.rand(2, 4, 3, 3, dtype=dtype) * 100
-    with scoring_mode(model, False):
-        assert torch.equal(forward(model, absolute_state(model, None, dtype, bypass_norm=True), x), x)
-        assert not torch.allclose(forward(model, absolute_state(model, None, dtype), x), x)
+    with scoring_mode(model, absolute_state(model, None, dtype, bypass_norm=True)):
+        assert torch.equal(forward(model, x), x)
+    with scoring_mode(model, absolute_state(model, None, dtype)):
+        assert not torch.allclose(forward(model, x), x)
     assert fingerprint(model) == before
 
 
@@ -61,8 +62,8 @@ def test_batch_norm_counts_with_its_variance_and_without_signs_or_means(kind):
     norm = norms()[kind]
     weight, bias = (1, 0) if kind == "without_scale" else (norm.weight.abs(), norm.bias.abs())
     x = torch.rand(5, 4, 1, 1)
-    with scoring_mode(norm, False):
-        output = forward(norm, absolute_state(norm, None, torch.float64), x.double()).flatten(1)
+    with scoring_mode(norm, absolute_state(norm, None, torch.float64)):
+        output = forward(norm, x.double()).flatten(1)
     expected = x.flatten(1).double() / (norm.running_var.double() + norm.eps).sqrt() * weight + bias
     assert torch.allclose(output, expected.detach(), rtol=1e-6)
 
@@ -78,8 +79,8 @@ def test_two_batch_norms_that_share_their_scale_are_bypassed_both():
     model[2].weight = model[1].weight
     nn.init.constant_(model[1].weight, 3)
     x = torch.rand(2, 4).double()
-    with scoring_mode(model, False):
-        output = forward(model, absolute_state(model, None, torch.float64, bypass_norm=True), x)
+    with scoring_mode(model, absolute_state(model, None, torch.float64, bypass_norm=True)):
+        output = forward(model, x)
     assert torch.equal(output, x @ model[0].weight.abs().T + model[0].bias.abs())
 
 
