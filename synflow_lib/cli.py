@@ -2,7 +2,8 @@
 
 A user's mistake is one line on standard error and exit status 2, a warning one line too; anything else that goes wrong
 is a bug and keeps its traceback. The library is imported when a command needs it, so that `synflow --help` answers at
-once. What is about the benchmark is in `cli_bench`, what `prune` does in `cli_prune` and `cli_network`.
+once. What `bench` does is in `cli_bench`, `status` and `results` in `cli_results`, `prune` in `cli_prune` and
+`cli_network`.
 """
 
 import argparse
@@ -12,7 +13,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from synflow_lib import cli_bench
+from synflow_lib import cli_bench, cli_results
 from synflow_lib.errors import InputError
 
 
@@ -84,8 +85,8 @@ def define_reproduce(commands) -> None:
         *("--panels",),
         nargs="+",
         metavar="WHICH",
-        help=f"chapter 07 for {cli_bench.PANELS_HELP}, at the published compressions and seeds, in place of chapter 07 "
-        "as it stands and of all others that --only does not name; each is kept as a notebook and a page",
+        help=f"chapter 07 for {cli_results.PANELS_HELP}, at the published compressions and seeds, in place of chapter "
+        "07 as it stands and of all others that --only does not name; each is kept as a notebook and a page",
     )
     sub.add_argument("--recipe", help="how networks are trained, in the chapters that train")
     sub.add_argument(
@@ -108,19 +109,19 @@ def define_bench(commands) -> None:
 def define_status(commands) -> None:
     """`synflow status` and its options."""
     sub = command(
-        *(commands, "status", cli_bench.status, "show which runs of each panel are done, running, missing or failed"),
+        *(commands, "status", cli_results.status, "show which runs of each panel are done, running, missing or failed"),
         "synflow status --panels cifar10 --recipe fast",
     )
-    cli_bench.define_status(sub)
+    cli_results.define_status(sub)
 
 
 def define_results(commands) -> None:
     """`synflow results` and its options."""
     sub = command(
-        *(commands, "results", cli_bench.results, "write finished runs as a small CSV file, one row each"),
+        *(commands, "results", cli_results.results, "write finished runs as a small CSV file, one row each"),
         "synflow results --dataset cifar10 --model vgg11 --recipe fast --out data/results/mine.csv",
     )
-    cli_bench.define_results(sub)
+    cli_results.define_results(sub)
 
 
 def define_data(commands) -> None:

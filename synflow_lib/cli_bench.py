@@ -1,34 +1,28 @@
-"""The commands about the benchmark, `bench`, `status` and `results`: their options and what they do.
+"""The command `bench`: its options, the runs that they name, and what it does.
 
 The library is imported when a command runs, so that `synflow --help` answers at once.
 """
 
 import argparse
-import contextlib
 import math
-import os
 import sys
-from collections.abc import Iterable, Iterator
-from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from synflow_lib import panels
+from synflow_lib.cli_results import PAIR, PANELS_HELP, SHOWN, check_recipes, records_in, show_status
 from synflow_lib.errors import InputError, lookup
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from synflow_lib.benchmark import Run
 
 # What a grid is made of unless told otherwise; None in the parser, so that an option that was given can be told apart.
-AXES = {"dataset": ["digits"], "model": ["vgg11"], "pruner": ["synflow"], "compression": [10.0], "seed": [0]}
+AXES = {name: [default] for name, default in PAIR.items()}
+AXES |= {"pruner": ["synflow"], "compression": [10.0], "seed": [0]}
 OPTIONS = {"width": 1.0, "iterations": None, "schedule": "exponential", "scope": "global", "train_mode": False}
 OPTIONS |= {"invert": False, "shuffle": False, "reinitialise": False, "cycles": 0, "no_rewind": False}
 OPTIONS |= {"isometry": False, "loss": "supervised", "source": ""}
-SHOWN = ["dataset", "model", "pruner", "compression", "seed", "recipe", "status", "accuracy_last", "accuracy_best"]
 RECIPE_HELP = "published, described, fast (default), page or smoke; with other values as in fast:epochs=10,crop=3"
-PANELS_HELP = "panels of figure 6: all, or data sets, models or pairs such as cifar10_vgg16"
 
 
 def define_bench(sub: argparse.ArgumentParser) -> None:
@@ -74,31 +68,6 @@ def define_bench(sub: argparse.ArgumentParser) -> None:
     where.add_argument("--records", type=Path, metavar="DIR", help="folder of the records (default: data/records)")
 
 
-def define_status(sub: argparse.ArgumentParser) -> None:
-    """The options of `synflow status`."""
-    sub.add_argument("--panels", nargs="+", metavar="WHICH", help=f"only these, records or not: {PANELS_HELP}")
-    sub.add_argument("--recipe", nargs="+", help="only what was trained by these")
-    sub.add_argument("--records", type=Path, metavar="DIR", help="folder of the records (default: data/records)")
-
-
-def define_results(sub: argparse.ArgumentParser) -> None:
-    """The options of `synflow results`."""
-    sub.add_argument("--out", type=Path, metavar="FILE", help="write them there as CSV, e.g. data/results/mine.csv")
-    sub.add_argument("--force", action="store_true", help="replace a FILE that has other runs too, which are lost")
-    sub.add_argument("--compare", action="store_true", help="show ours minus the authors', committed results included")
-    sub.add_argument("--panels", nargs="+", metavar="WHICH", help=f"only {PANELS_HELP}, at full width")
-    for name in ("dataset", "model", "pruner", "recipe"):
-        sub.add_argument(f"--{name}", nargs="+", help=f"only this {name}")
-    sub.add_argument("--width", type=float, help="only networks of this width")
-    sub.add_argument(
-        *("--options",),
-        nargs="+",
-        metavar="NAME",
-        help="only runs for which bench was given one of these options, such as isometry (none: those without any)",
-    )
-    sub.add_argument("--records", type=Path, metavar="DIR", help="folder of the records (default: data/records)")
-
-
 def bench(arguments: argparse.Namespace) -> int:
     """Do the runs and print what came out, or with --estimate how long they would take; 1 where one failed."""
     from synflow_lib import benchmark, paths
@@ -123,42 +92,6 @@ def bench(arguments: argparse.Namespace) -> int:
         for run in table.loc[table["status"] == "failed"].itertuples():
             print(f"{run.key} failed: {run.error}", file=sys.stderr)
     return int((table["status"] == "failed").any())
-
-
-def status(arguments: argparse.Namespace) -> int:
-    """Print the grid of each panel, its counts, and where the records lie."""
-    from synflow_lib import paths
-
-    chosen = None if arguments.panels is None else panels.chosen(arguments.panels)
-    check_recipes(arguments.recipe or (), chosen)
-    with records_in(require_folder(arguments.records)):
-        show_status(chosen, arguments.recipe)
-        damaged = sorted(paths.records().glob("*.damaged"))
-        print(f"records in {paths.shown(paths.records())}" + (f", {len(damaged)} damaged set aside" if damaged else ""))
-    return 0
-
-
-def results(arguments: argparse.Namespace) -> int:
-    """Write the matching finished runs as CSV, show them, or compare them with the authors'."""
-    from synflow_lib import paths
-    from synflow_lib.benchmark import comparison, results
-
-    if arguments.compare and arguments.out is not None:
-        raise InputError("--compare shows a table and writes no file: leave out --out")
-    if arguments.force and arguments.out is None:
-        raise InputError("--force replaces the file of --out: name one, or leave it out")
-    with records_in(require_folder(arguments.records)):
-        rows = matching(results.everything() if arguments.compare else results.recorded(), arguments)
-    if rows.empty:
-        raise InputError("no finished run matches: `synflow status` shows what is recorded")
-    if arguments.out is not None:
-        print(f"{len(rows)} runs in {paths.shown(results.write(arguments.out, rows, arguments.force))}")
-        return 0
-    shown = comparison.compare(rows) if arguments.compare else rows[[*SHOWN, "key"]]
-    if shown.empty:
-        raise InputError("none of these runs is a cell of the paper's figure 6 at full width: nothing to compare")
-    print(shown.to_string(index=False, float_format="{:.2f}".format, na_rep="-"))
-    return 0
 
 
 def runs_of(arguments: argparse.Namespace) -> "list[Run]":
@@ -201,14 +134,6 @@ def check_how(arguments: argparse.Namespace) -> None:
         raise InputError("--estimate tells of this computer, not of a cluster: leave out --address")
 
 
-def check_recipes(names: Iterable[str], chosen: list[tuple[str, str]] | None) -> None:
-    """Raise InputError for a name that is no recipe, on the `chosen` panels where it is for these."""
-    from synflow_lib.training import recipe
-
-    for name, pair in product(names, chosen or panels.PANELS[:1]):
-        recipe(name, *pair)
-
-
 def speed_of(arguments: argparse.Namespace) -> dict[str, bool] | None:
     """What --with and --without change of the fastest choice for the device that does a run; None without them."""
     from dataclasses import fields
@@ -235,84 +160,3 @@ def estimate(arguments: argparse.Namespace, runs: "list[Run]", changes: dict[str
     workers = 1 if arguments.engine == "serial" else arguments.workers
     print(estimate.report(table, arguments.device, workers, arguments.runs_per_gpu, arguments.threads))
     return 0
-
-
-def matching(rows: "pd.DataFrame", arguments: argparse.Namespace) -> "pd.DataFrame":
-    """The rows that the filters of `results` leave; InputError for a name that no row has and nothing here bears."""
-    from dataclasses import fields
-
-    from synflow_lib.benchmark import records
-    from synflow_lib.benchmark.grid import SAME_NETWORK, Run
-
-    for name, (known, kind) in names_of_axes().items():
-        if (wanted := getattr(arguments, name)) is not None:
-            for one in wanted:
-                lookup({**dict.fromkeys(known), **dict.fromkeys(rows[name])}, one, kind)
-            rows = rows[rows[name].isin(wanted)]
-    if arguments.recipe is not None:
-        rows = trained_by(rows, arguments)
-    if arguments.width is not None:
-        rows = rows[rows["width"] == arguments.width]
-    if arguments.options is not None:
-        known = {field.name.replace("_", "-"): field.name for field in fields(Run)[7:]}
-        known |= {"no-rewind": "rewind", "none": "none"}
-        wanted = {lookup(known, name, "option") for name in arguments.options}
-        used = [set(records.run_of(row).changed) or {"none"} for row in rows.to_dict("records")]
-        rows = rows.loc[[bool(wanted & names) for names in used]]
-    if arguments.panels is not None:
-        pairs = {(d, SAME_NETWORK.get(m, m)) for d, m in panels.chosen(arguments.panels)}
-        same = [
-            (d, SAME_NETWORK.get(m, m)) in pairs and w == 1 for d, m, w in rows[["dataset", "model", "width"]].values
-        ]
-        rows = rows.loc[same]
-    return rows
-
-
-def names_of_axes() -> dict[str, tuple[Iterable[str], str]]:
-    """By axis of the grid: the names that this version knows, and what they are names of."""
-    from synflow_lib.data import DATASETS
-    from synflow_lib.models import MODELS
-    from synflow_lib.pruning import SALIENCIES
-
-    return {"dataset": (DATASETS, "data set"), "model": (MODELS, "model"), "pruner": (SALIENCIES, "pruning method")}
-
-
-def trained_by(rows: "pd.DataFrame", arguments: argparse.Namespace) -> "pd.DataFrame":
-    """The rows of the recipes that are asked for, in any spelling; InputError for one that has no row and is none."""
-    from synflow_lib.training import spelled
-
-    found = list(zip(*(rows[name] for name in ("recipe", "dataset", "model")), strict=True))
-    pair = tuple((getattr(arguments, name) or AXES[name])[0] for name in ("dataset", "model"))
-    own = {asked: [name == spelled(asked, *where) for name, *where in found] for asked in arguments.recipe}
-    check_recipes([asked for asked, matches in own.items() if not any(matches)], [pair])
-    return rows.loc[[any(matches) for matches in zip(*own.values(), strict=True)]]
-
-
-def show_status(chosen: list[tuple[str, str]] | None, recipes: list[str] | None) -> None:
-    """Print the grids of the panels."""
-    from synflow_lib.benchmark import status
-
-    print("\n".join(status.report(chosen, recipes)))
-
-
-def require_folder(folder: Path | None) -> Path | None:
-    """`folder`; InputError where it was named and is not there."""
-    from synflow_lib import paths
-
-    if folder is not None and not folder.is_dir():
-        raise InputError(f"there is no folder {paths.shown(folder)}")
-    return folder
-
-
-@contextlib.contextmanager
-def records_in(folder: Path | None) -> Iterator[None]:
-    """Keep the records in `folder` for the block, in this process and the workers it starts."""
-    before = os.environ.get("SYNFLOW_RECORDS")
-    if folder is not None:
-        os.environ["SYNFLOW_RECORDS"] = str(folder)
-    try:
-        yield
-    finally:
-        if folder is not None:
-            os.environ.pop("SYNFLOW_RECORDS")
-            os.environ.update({} if before is None else {"SYNFLOW_RECORDS": before})

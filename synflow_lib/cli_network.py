@@ -21,7 +21,7 @@ from synflow_lib import data, devices, models, paths
 from synflow_lib.data import DATASETS
 from synflow_lib.errors import InputError, lookup
 from synflow_lib.models.tracing import eval_mode
-from synflow_lib.pruning.state import example_input, forward
+from synflow_lib.pruning.passes import example_input, forward
 
 # These two have a second output, which takes part in training only: nothing that is scored would reach its weights.
 TWO_OUTPUTS = ("googlenet", "inception_v3")

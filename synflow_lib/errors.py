@@ -1,7 +1,7 @@
 """Bad input is one clear sentence: what is wrong, where, and what to do."""
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
 
 Value = TypeVar("Value")
@@ -19,6 +19,12 @@ def suggest(name: str, choices: Iterable[str]) -> str:
     """Return "; did you mean 'x'?" where a choice is close to `name`, else the empty string."""
     close = difflib.get_close_matches(str(name), list(choices), n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def few(names: Sequence[str], most: int = 3) -> str:
+    """The first of `names` in words, and how many there are if those are not all."""
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more ({len(names)} in all)" if more > 0 else "")
 
 
 def lookup(table: Mapping[str, Value], name: str, kind: str) -> Value:

@@ -16,8 +16,9 @@ from synflow_lib.models.resnet import cifar_resnet
 from synflow_lib.pruning import SCHEDULES, Masks
 from synflow_lib.pruning.flow_network import FlowNetwork
 from synflow_lib.pruning.flow_steps import Ranges, Scaled
+from synflow_lib.pruning.passes import forward
 from synflow_lib.pruning.prune import best
-from synflow_lib.pruning.state import absolute_state, forward, scoring_mode
+from synflow_lib.pruning.state import absolute_state, scoring_mode
 
 CIFAR, TINY, IMAGENET = (3, 32, 32), (3, 64, 64), (3, 224, 224)
 NOISE = 1e-12  # relative, in every weight

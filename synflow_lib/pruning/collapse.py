@@ -11,6 +11,7 @@ from synflow_lib.errors import InputError, lookup
 from synflow_lib.pruning.densities import scored_once
 from synflow_lib.pruning.flow_network import FlowNetwork, path_exists
 from synflow_lib.pruning.masks import Masks, check_masks
+from synflow_lib.pruning.passes import embeddings, forward, looks_up
 from synflow_lib.pruning.prune import (
     best,
     check_bypass,
@@ -21,18 +22,10 @@ from synflow_lib.pruning.prune import (
     prune,
     rho_max,
 )
-from synflow_lib.pruning.saliency import (
-    Scores,
-    forward,
-    gradients,
-    masked_state,
-    scoring_mode,
-    synaptic_flow,
-    synflow,
-)
+from synflow_lib.pruning.saliency import Scores, synaptic_flow, synflow
 from synflow_lib.pruning.schedule import SCHEDULES
 from synflow_lib.pruning.select import PIECE
-from synflow_lib.pruning.state import NORMALISATION, batch_norms, embeddings, looks_up
+from synflow_lib.pruning.state import NORMALISATION, batch_norms, gradients, masked_state, scoring_mode
 
 NORMALISES = (*NORMALISATION, nn.LocalResponseNorm)
 CRITERIA = ("layer", "signal")

@@ -31,7 +31,7 @@ from synflow_lib.models.flow_graph import FlowGraph, Layer, Scale, flow_graph, p
 from synflow_lib.models.nodes import PROBABILITIES, SUMS, kind_of, size_of
 from synflow_lib.models.tracing import alike_in_both_modes, copied, trace
 from synflow_lib.pruning.masks import Masks, apply_masks, check_masks
-from synflow_lib.pruning.state import example_shape
+from synflow_lib.pruning.passes import example_shape
 
 RELU = {"relu", "relu6"}  # at 0 both have the derivative 0
 NOT_ZERO_AT_ZERO = {*PROBABILITIES, "softplus"}

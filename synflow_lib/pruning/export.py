@@ -17,7 +17,7 @@ from torch import nn
 from synflow_lib.errors import InputError
 from synflow_lib.models.tracing import copied
 from synflow_lib.paths import replacing, shown
-from synflow_lib.pruning.state import example_input, forward
+from synflow_lib.pruning.passes import example_input, forward
 
 FORMATS = (".pt2", ".onnx")
 ONNX_LIMIT = 2**31  # bytes of one ONNX file, which is a protocol buffer

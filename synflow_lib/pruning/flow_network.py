@@ -18,17 +18,10 @@ from synflow_lib.models.flow_graph import FlowGraph, flow_graph
 from synflow_lib.models.tracing import trace
 from synflow_lib.pruning.flow_program import Program, program
 from synflow_lib.pruning.flow_steps import Affine, Product, scored
+from synflow_lib.pruning.passes import example_shape, logits
 from synflow_lib.pruning.select import Sample, Sieve, clear_all_but, count, unmark
 from synflow_lib.pruning.spans import Span
-from synflow_lib.pruning.state import (
-    absolute_state,
-    check_positive,
-    example_shape,
-    gradients,
-    logits,
-    prunable,
-    scoring_mode,
-)
+from synflow_lib.pruning.state import absolute_state, check_positive, gradients, prunable, scoring_mode
 
 LOOK_AT = 0.72  # look for units to cut out when so much is left of what was left at the last look
 WORTH_CUTTING = 0.85  # cut when the network becomes smaller than this: a cut costs as much as an iteration

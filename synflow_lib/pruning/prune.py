@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from synflow_lib import devices
 from synflow_lib.errors import InputError, lookup
+from synflow_lib.pruning.cautions import warn_left_alone, warn_unscored
 from synflow_lib.pruning.flow_network import FlowNetwork
 from synflow_lib.pruning.masks import Masks
 from synflow_lib.pruning.saliency import SALIENCIES, Batches, Scores, prunable, synflow
 from synflow_lib.pruning.schedule import SCHEDULES
 from synflow_lib.pruning.select import count, largest
 from synflow_lib.pruning.spans import Span
-from synflow_lib.pruning.state import warn_left_alone, warn_unscored
 
 SCOPES = ("global", "layer")
 

@@ -14,21 +14,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from synflow_lib.errors import InputError
 from synflow_lib.pruning import losses
+from synflow_lib.pruning.cautions import warn_unscored
 from synflow_lib.pruning.flow_network import FlowNetwork, holds
-from synflow_lib.pruning.state import (
-    absolute_state,
-    as_input,
-    called,
-    check_positive,
-    example_shape,
-    forward,
-    gradients,
-    logits,
-    masked_state,
-    prunable,
-    scoring_mode,
-    warn_unscored,
-)
+from synflow_lib.pruning.passes import as_input, called, example_shape, forward, logits
+from synflow_lib.pruning.state import absolute_state, check_positive, gradients, masked_state, prunable, scoring_mode
 
 Inputs = Tensor | tuple[Tensor, ...]
 Batches = Sequence[tuple[Inputs, Tensor | None]]

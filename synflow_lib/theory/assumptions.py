@@ -20,13 +20,14 @@ import torch
 from torch import fx, nn
 
 from synflow_lib import devices
-from synflow_lib.errors import InputError
+from synflow_lib.errors import InputError, few
 from synflow_lib.models.flow_graph import BATCH_NORM
 from synflow_lib.models.nodes import kind, only_ends
 from synflow_lib.models.tracing import trace
 from synflow_lib.pruning.compact import check_compactable
 from synflow_lib.pruning.flow_network import FlowNetwork
-from synflow_lib.pruning.state import absolute_state, gradients, logits, scoring_mode
+from synflow_lib.pruning.passes import logits
+from synflow_lib.pruning.state import absolute_state, gradients, scoring_mode
 
 # Operations go by one name, as module (MaxPool2d), function (max_pool2d) or method (relu_): maxpool, relu.
 # On the nonnegative numbers that SynFlow sends ELU, CELU and SELU are linear too; for the saliency of a loss they fail.
@@ -109,7 +110,7 @@ def assumptions(model: nn.Module, input_shape: Sequence[int], *, bypass_norm: bo
     if not reader.broken and max(deviations) > UNEXPLAINED:
         reader.broken[""] = "unexplained", "is how its flow is lost, which is measured", ["no operation that was read"]
     broken = reader.broken.values()
-    reasons = tuple(f"{what} {why}: {_some(where)}" for what, why, where in broken)
+    reasons = tuple(f"{what} {why}: {few(where)}" for what, why, where in broken)
     return Assumptions(tuple(what for what, _, _ in broken), reasons, deviations[0], max(deviations))
 
 
@@ -279,7 +280,3 @@ def _padded_with(node: fx.Node, module: nn.Module | None) -> object:
     if module is not None:
         return getattr(module, "value", None)
     return node.args[3] if len(node.args) > 3 else node.kwargs.get("value")
-
-
-def _some(where: list[str]) -> str:
-    return where[0] + (f" and {len(where) - 1} more" if len(where) > 1 else "")

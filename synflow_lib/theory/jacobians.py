@@ -14,7 +14,8 @@ from torch.func import functional_call
 from synflow_lib.errors import InputError
 from synflow_lib.models.flow_graph import CONVOLUTION
 from synflow_lib.models.tracing import eval_mode
-from synflow_lib.pruning.state import forward, masked_state, prunable, scoring_mode
+from synflow_lib.pruning.passes import forward
+from synflow_lib.pruning.state import masked_state, prunable, scoring_mode
 from synflow_lib.theory.spectrum import LinearMap, Spectrum, singular_values, spectrum
 
 

@@ -28,7 +28,8 @@ from synflow_lib.devices import Speed
 from synflow_lib.errors import InputError
 from synflow_lib.models.tracing import copied
 from synflow_lib.pruning.masks import Masks, check_masks
-from synflow_lib.pruning.state import as_input, called, example_input, prunable
+from synflow_lib.pruning.passes import as_input, called, example_input
+from synflow_lib.pruning.state import prunable
 from synflow_lib.training.optim import mask_gradients, sgd
 from synflow_lib.training.recipes import Recipe
 from synflow_lib.training.train import logits
