@@ -13,6 +13,8 @@ SUMS, MEANS, FLATTENS, RESHAPES = {"add", "iadd"}, {"mean"}, {"flatten"}, {"view
 AUGMENTED = {"add", "sub", "mul", "matmul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor"}
 LIBRARIES = {"torch", "torchvision", "_operator", "builtins", "math"}
 PROBABILITIES = {"softmax", "logsoftmax", "sigmoid", "logsigmoid"}
+RESHAPED = {"squeeze", "unsqueeze", "contiguous", *FLATTENS, *RESHAPES}  # what may be done to them before they end
+ONWARDS = {"log", "clamp", "clip", "float", "double", "to", *RESHAPED}
 
 
 def kind(operation: object) -> str:
@@ -56,9 +58,21 @@ def in_place(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
 
 
 def only_ends(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
-    """Whether `node` makes probabilities, or their logarithms, of the outputs, and nothing reads them."""
-    makes = kind_of(node, modules) in PROBABILITIES and bool(node.args)
-    return makes and all(user.op == "output" for user in node.users)
+    """Whether `node` makes probabilities of the outputs, or goes on from them to others, and nothing else reads them.
+
+    So with torch.sigmoid(x).squeeze(1) and with the logarithm of a softmax, clamped or not.
+    """
+    made = node
+    while made.args and isinstance(made.args[0], fx.Node) and kind_of(made, modules) in ONWARDS:
+        made = made.args[0]
+    return kind_of(made, modules) in PROBABILITIES and bool(made.args) and _leads_to_output(made, modules)
+
+
+def _leads_to_output(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
+    def goes_on(user: fx.Node) -> bool:
+        return kind_of(user, modules) in ONWARDS and user.all_input_nodes == [node] and _leads_to_output(user, modules)
+
+    return all(user.op == "output" or goes_on(user) for user in node.users)
 
 
 def reads_only(node: fx.Node, number: int = 1) -> bool:

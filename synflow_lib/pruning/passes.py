@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from synflow_lib.errors import InputError
-from synflow_lib.models.nodes import PROBABILITIES, kind
+from synflow_lib.models.nodes import ONWARDS, PROBABILITIES, RESHAPED, kind
 from synflow_lib.models.tracing import attributes_kept, buffers_kept, eval_mode
 
 TOKENS = (torch.int32, torch.int64)
@@ -88,6 +88,8 @@ def forward(model: nn.Module, x: Tensor | tuple[Tensor, ...]) -> Tensor:
 def logits(model: nn.Module, x: Tensor | tuple[Tensor, ...]) -> Tensor:
     """`forward`, but for a softmax, log-softmax or sigmoid that the network ends with: what comes in front of it.
 
+    What is done to the probabilities after that, as to squeeze them or take their logarithm, is the end as well.
+
     Cross entropies are of that, and the sum of probabilities, a constant or saturated, says nothing of paths.
     """
     with _Probabilities() as made:
@@ -104,6 +106,11 @@ class _Probabilities(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
-        if kind(func) in PROBABILITIES:
+        what = kind(func)
+        if what in PROBABILITIES:
             self.of.append((result, args[0] if args else kwargs["input"]))
+        elif what in ONWARDS and args:
+            for before in [logits for made, logits in self.of if made is args[0]]:
+                # What is scored has the form of what is returned.
+                self.of.append((result, func(before, *args[1:], **(kwargs or {})) if what in RESHAPED else before))
         return result

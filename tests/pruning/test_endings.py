@@ -29,6 +29,8 @@ CODE = {
     "log-softmax in code": lambda x: F.log_softmax(x, 1),
     "sigmoid in code": torch.sigmoid,
     "log-sigmoid": F.logsigmoid,
+    "the logarithm of a softmax": lambda x: torch.log(F.softmax(x, 1).clamp(min=1e-9)),
+    "sigmoid in another form": lambda x: torch.sigmoid(x).unsqueeze(2).squeeze(2).float().double(),
 }
 
 
@@ -130,6 +132,32 @@ def test_what_does_not_end_the_network_is_part_of_it(between):
         leaves, torch.autograd.grad(flow, leaves), synflow(model, input_shape=SHAPE).values(), strict=True
     ):
         torch.testing.assert_close(score, (leaf * gradient).abs().detach())
+
+
+def test_the_one_output_of_a_binary_classifier_may_be_squeezed():
+    """Its sigmoid is 1 to the last bit where SynFlow's values are large, so that nothing would be left to score."""
+
+    def network(end):
+        torch.manual_seed(0)
+        layers = [nn.Flatten(), nn.Linear(192, 400), nn.ReLU(), nn.Linear(400, 1)]
+        model = Ended(end, nn.Sequential(*layers)).double()
+        nn.init.constant_(model.get_submodule("3").weight, 10)
+        return model
+
+    plain, model = network(lambda x: x), network(lambda x: torch.sigmoid(x).squeeze(1))
+    assert model(torch.rand(5, *SHAPE).double()).shape == (5,)
+    expected = synflow(plain, input_shape=SHAPE)
+    assert all(torch.equal(score, expected[layer]) for layer, score in synflow(model, input_shape=SHAPE).items())
+    assert prune(model, "synflow", 8, input_shape=SHAPE) == prune(plain, "synflow", 8, input_shape=SHAPE)
+
+
+@pytest.mark.parametrize("goes_on", [lambda p: 1 - p, lambda p: p[:, :2], lambda p: p + p.squeeze()])
+def test_what_is_made_of_probabilities_otherwise_is_part_of_the_network(goes_on):
+    model = Ended(lambda x: goes_on(torch.sigmoid(x)))
+    plain = conv_chain()
+    scores, expected = synflow(model, input_shape=SHAPE), synflow(plain, input_shape=SHAPE)
+    assert FlowNetwork(model, SHAPE).program is None
+    assert not any(torch.allclose(score, expected[layer]) for layer, score in scores.items())
 
 
 def test_a_gate_that_is_multiplied_is_part_of_the_network():
