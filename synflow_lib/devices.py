@@ -27,6 +27,11 @@ except ImportError:  # Windows has no such module
 KEEP = {-4: 0, -1: -1}
 
 
+def with_float64(device: torch.device) -> torch.device:
+    """Where the numbers of a model on `device` are computed in float64: there, but for MPS, which has none, the CPU."""
+    return torch.device("cpu") if device.type == "mps" else device
+
+
 def resolve(name: str | torch.device = "auto") -> torch.device:
     """Return the device called `name`: "cpu", "cuda", "cuda:1", "mps", or "auto" (CUDA, else MPS, else the
     CPU).

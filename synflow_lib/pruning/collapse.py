@@ -7,6 +7,7 @@ from functools import cache, partial
 import torch
 from torch import Tensor, nn
 
+from synflow_lib import devices
 from synflow_lib.errors import InputError, lookup
 from synflow_lib.pruning.densities import scored_once
 from synflow_lib.pruning.flow_network import FlowNetwork, path_exists
@@ -65,8 +66,8 @@ def _leads_through(model: nn.Module, masks: Mapping[str, Tensor], input_shape: S
         return 0.5 + torch.rand(*shape, generator=generator, dtype=torch.float64).to(device)
 
     parameters = dict(model.named_parameters())
-    device = next(iter(parameters.values())).device
-    state = {name: t.double() if t.is_floating_point() else t for name, t in masked_state(model, None).items()}
+    device = devices.with_float64(next(iter(parameters.values())).device)
+    state = masked_state(model, None, torch.float64)
     for name in parameters:
         if name in masks:
             state[name] = masks[name].to(state[name]) * positive(*masks[name].shape)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from synflow_lib import devices
 from synflow_lib.errors import InputError
 from synflow_lib.models.flow_graph import FlowGraph, flow_graph
 from synflow_lib.models.tracing import trace
@@ -53,14 +54,16 @@ class FlowNetwork:
         _keep_freed_memory()
         weights = prunable(model)
         like = next(iter(weights.values()))
-        self.device = like.device
+        self.device = devices.with_float64(like.device)
         self.dtype = dtype or (torch.float64 if like.dtype == torch.float64 else torch.float32)
-        self.graph, self.program = _understood(model, self.input_shape, like.new_empty(0, dtype=self.dtype))
-        state = absolute_state(model, None, self.dtype, bypass_norm, without=weights)
+        self.graph, self.program = _understood(
+            model, self.input_shape, torch.empty(0, dtype=self.dtype, device=self.device)
+        )
+        state = absolute_state(model, None, self.dtype, bypass_norm, without=weights, device=self.device)
         taps = self.program.taps if self.program else {}
         self.spans, start = [], 0
         for name, weight in weights.items():
-            self.spans.append(Span.whole(name, start, weight, taps.get(name, 1)))
+            self.spans.append(Span.whole(name, start, weight, taps.get(name, 1), self.device))
             start = self.spans[-1].stop
         self.theta = torch.empty(start, dtype=self.dtype, device=self.device)
         for span in self.spans:
@@ -299,12 +302,13 @@ def _keep_freed_memory() -> None:
 def path_exists(model: nn.Module, masks: Mapping[str, Tensor], input_shape: Sequence[int]) -> bool | None:
     """Whether some path of kept weights leads from input to output; None where the model has no program."""
     like = next(iter(prunable(model).values()))
-    _, compiled = _understood(model, example_shape(input_shape), like.new_empty(0, dtype=torch.float32))
+    like = torch.empty(0, device=devices.with_float64(like.device))
+    _, compiled = _understood(model, example_shape(input_shape), like)
     if compiled is None:
         return None
-    state = {step.factor: like.new_ones((), dtype=torch.float32) for step in compiled.steps if isinstance(step, Affine)}
+    state = {step.factor: like.new_ones(()) for step in compiled.steps if isinstance(step, Affine)}
     for name, taps in compiled.taps.items():
-        kept = masks[name].to(like.device, torch.float32)
+        kept = masks[name].to(like.device).float()
         state[name] = kept.reshape(len(kept), -1, taps).transpose(1, 2).reshape(len(kept), -1)
     return compiled.connects(state)
 

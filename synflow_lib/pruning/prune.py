@@ -166,6 +166,7 @@ class _Scored:
     ):
         self.model, self.score, self.invert, self.options = model, score, invert, options
         live = live or {n: torch.ones_like(w, dtype=torch.bool) for n, w in prunable(model).items()}
+        live = {name: mask.to(devices.with_float64(mask.device)) for name, mask in live.items()}
         self.shapes = {name: mask.shape for name, mask in live.items()}
         self.spans, start = [], 0
         for name, mask in live.items():
@@ -182,7 +183,7 @@ class _Scored:
         if wrong:
             shapes = tuple(scores[wrong[0]].shape), tuple(self.shapes[wrong[0]])
             raise InputError(f"the scores of {wrong[0]!r} have shape {shapes[0]}, not the {shapes[1]} of the weight")
-        gone, flat = ~self.live, ranked(scores.values())
+        gone, flat = ~self.live, ranked(score.to(self.live.device) for score in scores.values())
         if not bool(flat.masked_fill_(gone, 0).isfinite().all()):
             raise InputError(
                 "some scores are infinite or not a number: score in float64 (model.double()), or check the data"

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from synflow_lib import devices
 from synflow_lib.errors import InputError
 from synflow_lib.pruning import losses
 from synflow_lib.pruning.cautions import warn_unscored
@@ -195,7 +196,7 @@ def synaptic_flow(
     Computed in float64; infinite where that overflows. `input_shape` is (C, H, W); the rest is as in `synflow`.
     """
     shape, state = example_shape(input_shape), _flow_state(model, masks, torch.float64, train_mode, bypass_norm)
-    ones = torch.ones(1, *shape, dtype=torch.float64, device=_like(model).device)
+    ones = torch.ones(1, *shape, dtype=torch.float64, device=next(iter(state.values())).device)
     with scoring_mode(model, state, train_mode), torch.no_grad():
         return float(logits(model, ones).sum())
 
@@ -235,7 +236,7 @@ def synflow(
         state = _flow_state(model, masks, dtype, train_mode, bypass_norm)
         leaves = _leaves(model, state, parameters)
         with scoring_mode(model, state, train_mode), torch.enable_grad():
-            ones = torch.ones(1, *input_shape, dtype=dtype, device=like.device)
+            ones = torch.ones(1, *input_shape, dtype=dtype, device=next(iter(leaves.values())).device)
             flow = logits(model, ones).sum()
             check_positive(model)
             parts = gradients(flow, list(leaves.values()), model)
@@ -278,7 +279,7 @@ def random(
     for name, leaf in _leaves(model, masked_state(model, None), parameters).items():
         drawn = torch.rand(leaf.shape, generator=generator, dtype=torch.float64)
         # 0 is what a pruned weight scores, so a live one scores above it.
-        scores[name] = ((1 - drawn) * (masks[name].cpu() if masks else 1)).to(leaf.device)
+        scores[name] = ((1 - drawn) * (masks[name].cpu() if masks else 1)).to(devices.with_float64(leaf.device))
     return scores
 
 

@@ -20,10 +20,10 @@ class Span:
     columns: Tensor
 
     @classmethod
-    def whole(cls, name: str, start: int, weight: Tensor, taps: int = 1) -> "Span":
-        """All of `weight`, stored from `start`; with one tap in the weight's own order."""
+    def whole(cls, name: str, start: int, weight: Tensor, taps: int = 1, device: torch.device | None = None) -> "Span":
+        """All of `weight`, stored from `start`, on `device`; with one tap in the weight's own order."""
         out, into = weight.shape[0], weight[0].numel() // taps
-        units = (torch.arange(n, device=weight.device) for n in (out, into))
+        units = (torch.arange(n, device=device or weight.device) for n in (out, into))
         return cls(name, start, out, into, taps, tuple(weight.shape), *units)
 
     @property

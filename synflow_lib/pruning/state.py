@@ -11,6 +11,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from synflow_lib import devices
 from synflow_lib.errors import InputError
 from synflow_lib.models.flow_graph import BATCH_NORM, CONVOLUTION
 from synflow_lib.models.tracing import attributes_kept, eval_mode
@@ -121,10 +122,12 @@ def masked_state(
     masks: Mapping[str, Tensor] | None,
     dtype: torch.dtype | None = None,
     without: Collection[str] = (),
+    device: torch.device | None = None,
 ) -> dict[str, Tensor]:
     """Return copies of all parameters and buffers but those in `without`, the masked weights times their masks.
 
-    Floating-point numbers are converted to `dtype`, by default they stay as they are. Raises InputError for a mask
+    Floating-point numbers are converted to `dtype`, by default they stay as they are. All are put on `device`, by
+    default the model's own, or where that has no float64 and this is asked for, the CPU. Raises InputError for a mask
     of no parameter, or of another shape.
     """
     state = {}
@@ -132,7 +135,8 @@ def masked_state(
         if name in without:
             continue
         into = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
-        state[name] = tensor.detach().to(into, copy=True)
+        place = device or (devices.with_float64(tensor.device) if dtype == torch.float64 else tensor.device)
+        state[name] = tensor.detach().to(place, copy=True).to(into)
     for name, mask in (masks or {}).items():
         if name not in state or mask.shape != state[name].shape:
             has = f"the shape {tuple(state[name].shape)}" if name in state else "no such parameter"
@@ -148,6 +152,7 @@ def absolute_state(
     dtype: torch.dtype,
     bypass_norm: bool = False,
     without: Collection[str] = (),
+    device: torch.device | None = None,
 ) -> dict[str, Tensor]:
     """Return SynFlow's network: all parameters masked and absolute, and the buffers, with running means of zero.
 
@@ -159,7 +164,7 @@ def absolute_state(
     signed = {name for name, _ in model.named_parameters()}
     for prefix, _ in batch_norms(model):
         signed |= {f"{prefix}weight", f"{prefix}bias"}  # buffers where BatchNorm is frozen
-    state = masked_state(model, masks, dtype, without)
+    state = masked_state(model, masks, dtype, without, device)
     for name, tensor in state.items():
         if name in signed:
             state[name] = tensor.abs().to(tensor.dtype)  # of complex numbers too

@@ -140,7 +140,7 @@ def layer_means(scores: Mapping[str, Tensor]) -> pd.DataFrame:
     every layer has the same total, so the mean is proportional to `inverse_size`: a slope of 1 between logarithms.
     """
     rows = [
-        (name.removesuffix(".weight"), 1 / score.numel(), float(score.mean(dtype=torch.float64)))
+        (name.removesuffix(".weight"), 1 / score.numel(), float(score.cpu().mean(dtype=torch.float64)))
         for name, score in scores.items()
     ]
     return pd.DataFrame(rows, columns=["layer", "inverse_size", "average_score"])

@@ -87,7 +87,7 @@ def deviations(model: nn.Module, masks: Mapping[str, Tensor] | None = None) -> p
     """
     rows = []
     for name, (_, values, masked) in matrices(model, masks).items():
-        s = torch.linalg.svdvals((values * masked).double())  # [blocks, min(inputs, outputs)]
+        s = torch.linalg.svdvals((values * masked).cpu().double())  # [blocks, min(inputs, outputs)]
         outputs = values.shape[2]
         missing = max(0, outputs - values.shape[1])  # outputs that no singular value is left for: theirs is 0
         squares = (s**2 - 1).pow(2).sum(1) + missing

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from synflow_lib import devices
 from synflow_lib.errors import InputError
 from synflow_lib.models.flow_graph import CONVOLUTION
 from synflow_lib.models.tracing import eval_mode
@@ -77,10 +78,13 @@ def layer_maps(
 
 
 def _state(model: nn.Module, masks: Mapping[str, Tensor] | None) -> tuple[dict[str, Tensor], Tensor]:
-    """The masked state, of half precision in float32 (it cannot be decomposed), and an empty tensor of its kind."""
+    """The masked state, of half precision in float32 (it cannot be decomposed), and an empty tensor of its kind.
+
+    Of a model on MPS on the CPU, for many decompositions are not to be had there.
+    """
     weight = next(iter(prunable(model).values())).detach()
-    dtype = torch.float32 if torch.finfo(weight.dtype).bits < 32 else None
-    return masked_state(model, masks, dtype), weight.new_empty(0, dtype=dtype)
+    device, dtype = devices.with_float64(weight.device), torch.float32 if torch.finfo(weight.dtype).bits < 32 else None
+    return masked_state(model, masks, dtype, device=device), weight.new_empty(0, dtype=dtype, device=device)
 
 
 def _is_layer(module: nn.Module) -> bool:
