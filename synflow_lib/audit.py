@@ -18,6 +18,8 @@ from synflow_lib.errors import lookup
 from synflow_lib.theory import conservation
 
 T_OF_THREE_RUNS = 2.776  # exceeded by |t| in one of twenty pairs of samples of three runs: 4 degrees of freedom
+SPREADS = T_OF_THREE_RUNS * (2 / 3) ** 0.5  # the same in standard deviations of the runs: 2.27
+CELLS_DRAWN = 100_000  # of equal methods: a share in a hundred is then known to a thirtieth of it
 
 
 def replicates() -> pd.DataFrame:
@@ -100,6 +102,38 @@ def winners() -> pd.DataFrame:
     return table.rename_axis("where").rename_axis(columns=None).reset_index()
 
 
+def winners_by_network() -> pd.DataFrame:
+    """Finding 8: the same up to 10^1.5, the VGGs and ResNet-18 apart, which counts twice (finding 1)."""
+    means = _means().query("0 < log10_compression <= 1.5").round(4)
+    network = means.index.get_level_values("model").map(lambda name: "VGG" if name.startswith("vgg") else "ResNet-18")
+    table = means.eq(means.max(axis=1), axis=0).groupby(network, sort=False).sum()
+    table["cells"] = network.value_counts()
+    return table.rename_axis("networks").rename_axis(columns=None).reset_index()
+
+
+def near_the_best() -> pd.DataFrame:
+    """Finding 8: in how many cells above 1 and below 10^1.5 methods are no further apart than repeated runs are.
+
+    `within` of `cells`: no more than 2.27 run-to-run spreads between the two best, or the pruner `which` and the best.
+    Of two equal methods, chosen beforehand, 95 % are; `if_equal` is the percentage among five, by drawing.
+    """
+    runs = published.accuracy().query("0 < log10_compression < 1.5")
+    table = runs.pivot_table(index=["dataset", "model", "log10_compression"], columns=["pruner", "run"], sort=False)
+    ours = table["top1_accuracy"][[*PUBLISHED_PRUNERS]].to_numpy().reshape(len(table), len(PUBLISHED_PRUNERS), -1)
+    equal = np.random.default_rng(0).normal(size=(CELLS_DRAWN, *ours.shape[1:]))
+    found = {"within": _near(ours).sum(axis=0), "cells": len(ours), "if_equal": 100 * _near(equal).mean(axis=0)}
+    return pd.DataFrame({"which": ["the two best", *PUBLISHED_PRUNERS], **found})
+
+
+def _near(runs: np.ndarray) -> np.ndarray:
+    """Whether the two best of runs [cells, pruners, runs], and each and the best, are near: [cells, 1 + pruners]."""
+    mean, variance = runs.mean(axis=2), runs.var(axis=2, ddof=1)
+    order = mean.argsort(axis=1)
+    best = np.take_along_axis(mean, order[:, -1:], 1), np.take_along_axis(variance, order[:, -1:], 1)
+    each = best[0] - mean <= SPREADS * np.sqrt((best[1] + variance) / 2)
+    return np.concatenate([np.take_along_axis(each, order[:, -2:-1], 1), each], axis=1)
+
+
 def shortfalls() -> pd.DataFrame:
     """Finding 8: by how many points each pruner's mean is below the best pruner's, over the cells of figure 6.
 
@@ -118,6 +152,18 @@ def shortfalls() -> pd.DataFrame:
     return parts.agg(**kinds, **counts).reset_index()
 
 
+def cut_resnets() -> pd.DataFrame:
+    """Finding 8: the first log10 compression at which magnitude pruning leaves ResNet-18 guessing, in each run.
+
+    Columns: `dataset`, `lowest` and `highest` of the six runs (two names of one network, finding 1).
+    """
+    runs = published.accuracy().query("pruner == 'magnitude'")
+    runs = runs[runs["model"].isin(["resnet18", "wide_resnet18_published"])]
+    guessing = runs[runs["top1_accuracy"] <= 100 / runs["dataset"].map(lambda name: DATASETS[name].classes)]
+    first = guessing.groupby(["dataset", "model", "run"], sort=False)["log10_compression"].min()
+    return first.groupby("dataset", sort=False).agg(lowest="min", highest="max").reset_index()
+
+
 def below_random() -> pd.DataFrame:
     """Finding 8: SynFlow's mean minus random pruning's in points, ResNet-18 on Tiny ImageNet."""
     means = _means().loc[("tiny-imagenet", "resnet18")]
@@ -128,13 +174,15 @@ def cycles() -> pd.DataFrame:
     """Finding 11: the curves of figure 5a in numbers, a row per number of cycles.
 
     `epochs` of the last training; the last log10 compression at or `above_80` percent and `above_guessing` (10 %),
-    by the last epoch.
+    by the last epoch; `failures_before` that last one.
     """
     runs = published.table("figure5a_imp_accuracy")
     reached = {"above_80": runs["top1_final"] >= 80, "above_guessing": runs["top1_final"] > 10}
     table = runs.groupby("cycles")["epochs"].max().to_frame()
     for name, rows in reached.items():
         table[name] = runs[rows].groupby("cycles")["log10_compression"].max()
+    earlier = runs["log10_compression"] < runs["cycles"].map(table["above_guessing"])
+    table["failures_before"] = (earlier & ~reached["above_guessing"]).groupby(runs["cycles"]).sum()
     return table.reset_index()
 
 
@@ -177,7 +225,7 @@ FINDINGS: dict[int, Sequence[Callable[[], pd.DataFrame]]] = {
     2: (first_epochs,),
     3: (best_epochs,),
     7: (whole_and_learning,),
-    8: (winners, shortfalls, below_random),
+    8: (winners, winners_by_network, shortfalls, near_the_best, cut_resnets, below_random),
     11: (cycles,),
     14: (layer_slopes, first_collapse),
     15: (magnitude_slopes,),

@@ -249,6 +249,9 @@ def test_finding_8_synflow_wins_on_vggs_and_magnitude_on_resnets():
     vgg = best.index.get_level_values("model").str.startswith("vgg")
     assert (best["synflow"][vgg].sum(), best["synflow"][~vgg].sum(), vgg.sum()) == (25, 4, 36)
     assert best["magnitude"][~vgg].sum() == 21
+    table = audit.winners_by_network().set_index("networks")
+    assert table["synflow"].to_dict() == {"VGG": 25, "ResNet-18": 4} and (table["cells"] == 36).all()
+    assert table["magnitude"]["ResNet-18"] == 21
     text = prose(SECTIONS[8])
     assert "in 25 of 36 on the VGGs and in 4 of 36 on ResNet-18" in text and "where magnitude has 21" in text
 
@@ -266,6 +269,30 @@ def test_finding_8_synflow_is_never_far_behind():
     assert (
         f"magnitude, as often the best, {said['magnitude']}: in {low['guessing']['magnitude']} of its 72 cells" in text
     )
+
+
+def test_finding_8_the_best_are_as_near_as_repeated_runs():
+    table = audit.near_the_best().set_index("which")
+    apart, synflow = [], []
+    runs = published.accuracy().query("0 < log10_compression < 1.5")
+    for _, cell in runs.groupby(["dataset", "model", "log10_compression"]):
+        by = cell.groupby("pruner")["top1_accuracy"].agg(["mean", "var"]).sort_values("mean", ascending=False)
+        spreads = (by["mean"].iloc[0] - by["mean"]) / ((by["var"].iloc[0] + by["var"]) / 2) ** 0.5
+        apart.append(spreads.iloc[1])
+        synflow.append(spreads["synflow"])
+    within = [int((np.array(found) <= 2.27).sum()) for found in (apart, synflow)]
+    assert within == [table["within"]["the two best"], table["within"]["synflow"]] and len(apart) == 60
+    chance = table["if_equal"]["the two best"]
+    assert f"In {within[0]} of the 60 cells" in prose(SECTIONS[8]) and f"and in {within[1]} SynFlow" in prose(
+        SECTIONS[8]
+    )
+    assert f"the two best of five equal ones in {chance:.0f} %" in prose(SECTIONS[8])
+
+
+def test_finding_8_two_methods_of_three_equal_runs_are_near_in_95_of_100_cells():
+    """The limit in spreads is that of the t test at 5 %."""
+    runs = np.random.default_rng(1).normal(size=(40_000, 2, 3))
+    assert audit._near(runs)[:, 0].mean() == pytest.approx(0.95, abs=0.004)
 
 
 def test_finding_8_shortfalls_are_those_of_one_cell_at_a_time():
@@ -325,7 +352,9 @@ def test_finding_11_more_than_one_cycle_lasts_longer_in_the_published_curves():
     assert (table["epochs"] == 50).all()
     assert table.loc[1, "above_guessing"] == 1.8 and (table.loc[2:, "above_guessing"] >= 3.9).all()
     low, high = table.loc[2:, "above_guessing"].agg(["min", "max"])
-    assert f"at 10^1.8, two to five at 10^{low:g} to 10^{high:g}, with failures before" in prose(SECTIONS[11])
+    failing = [{2: "two", 4: "four"}[number] for number in table.index[table["failures_before"] > 0]]
+    said = f"at 10^1.8, two to five at 10^{low:g} to 10^{high:g}, {' and '.join(failing)} with failures before"
+    assert said in prose(SECTIONS[11])
 
 
 def test_finding_12_every_text_is_true():

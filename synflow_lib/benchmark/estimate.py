@@ -38,8 +38,9 @@ def estimate(
 
     `runs` without a finished record; `trainings` that they need, after what they share with each other or with an
     earlier row (the dense network, two names of one network); `epoch_seconds` of the dense network, evaluation
-    included; `hours` of one device that does one run after another; `source` of the trainings' speeds, "records",
-    "measured" or "both". Raises InputError for a run, a device or a number of threads that cannot be used.
+    included, where that is known; `hours` of one device that does one run after another; `source` of the trainings'
+    speeds, "records", "measured" or "both". Raises InputError for a run, a device or a number of threads that cannot
+    be used.
     """
     Means(threads=threads)
     device = devices.resolve(device)
@@ -64,7 +65,7 @@ def _row(panel: tuple, pending: list[Run], trainings: list[Run], own: pd.DataFra
     unknown = [run for run, known in zip(trainings, seconds, strict=True) if known is None]
     total = sum(known for known in seconds if known is not None) + sum(map(measured.seconds, unknown))
     source = "measured" if len(unknown) == len(trainings) else "both" if unknown else "records"
-    dense = own[own["log10_compression"] == own["log10_compression"].min()]["epoch_seconds"].median()
+    dense = own[own["log10_compression"] == 0]["epoch_seconds"].median()
     return dict(zip(PANEL, panel, strict=True)) | {
         "runs": len(pending),
         "trainings": len(trainings),

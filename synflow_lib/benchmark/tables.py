@@ -29,6 +29,7 @@ WHOLE = ("seed", "iterations", "cycles", "best_epoch", "epochs", "diverged_epoch
 DIGITS = {"log10_compression": 9, "width": 9, "accuracy_last": 2, "accuracy_best": 2, "compression": 4, "density": 6}
 DIGITS |= {"lowest_density": 6, "compact_share": 6, "prune_seconds": 1, "train_seconds": 1, "epoch_seconds": 3}
 DIGITS |= {"images_per_second": 0}
+SHARES = ("density", "lowest_density")  # one weight of a layer of millions is not none
 OUTCOME = ["status", "accuracy_last", "accuracy_best", "best_epoch", "epochs", "diverged_epoch", "compression"]
 OUTCOME += ["density", "lowest_density", "connected", "compact_share", "disconnected", "prune_seconds"]
 OUTCOME += ["train_seconds", "epoch_seconds", "images_per_second", "peak_memory", "device_name", "threads", "sharing"]
@@ -83,7 +84,7 @@ def write(path: Path, frame: pd.DataFrame, force: bool = False) -> Path:
         )
     shown = ordered(frame)[COLUMNS].copy()
     for name, digits in DIGITS.items():
-        shown[name] = [_number(value, digits) for value in shown[name]]
+        shown[name] = [_number(value, digits, name in SHARES) for value in shown[name]]
     with paths.replacing(path) as partial:
         shown.to_csv(partial, index=False, lineterminator="\n")
     return path
@@ -133,9 +134,14 @@ def _place(known: list[str], name: str) -> int:
     return known.index(name) if name in known else len(known)
 
 
-def _number(value: float, digits: int) -> str:
-    """`value` with at most `digits` digits after the point and no zeros at the end; empty where there is none."""
+def _number(value: float, digits: int, small: bool = False) -> str:
+    """`value` with at most `digits` digits after the point and no zeros at the end; empty where there is none.
+
+    Where `small`, a value that has not two of them is written with three significant digits.
+    """
     if pd.isna(value):
         return ""
+    if small and 0 < value < 10.0 ** (2 - digits):
+        return f"{value:.3g}"
     text = f"{value:.{digits}f}"
     return text.rstrip("0").rstrip(".") if "." in text else text

@@ -113,10 +113,10 @@ def _flow(name: str, depths: Sequence[int]) -> dict[str, object]:
 
 
 def log10_flow(model: nn.Module, input_shape: Sequence[int], dtype: torch.dtype) -> float:
-    """log10 of R = 1' (prod_l |theta_l|) 1 with every number in `dtype`; infinite where one is not finite."""
+    """log10 of R = 1' (prod_l |theta_l|) 1 with every number in `dtype`; infinite where one is, -inf where R is 0."""
     with scoring_mode(model, absolute_state(model, None, dtype)), torch.no_grad():
         flow = float(forward(model, torch.ones(1, *input_shape, dtype=dtype)).sum())
-    return math.log10(flow) if math.isfinite(flow) else math.inf
+    return (math.log10(flow) if flow else -math.inf) if math.isfinite(flow) else math.inf
 
 
 def log10_scaled(model: nn.Module, input_shape: Sequence[int]) -> float:

@@ -119,7 +119,7 @@ def cycles(panels: Mapping[str, pd.DataFrame]) -> Figure:
     """The paper's figure 5a: accuracy after iterative pruning against compression, a line per number of cycles.
 
     One panel per title of `panels`; the tables have the columns cycles, log10_compression, accuracy_last (percent), and
-    may have `connected`: a ring stands where no path is left from input to output.
+    may have `connected`: a ring stands where it says that no path is left from input to output.
     """
     figure, grid = axes(columns=len(panels), width=2.6, height=2.8, sharey=True)
     numbers = sorted({int(number) for table in panels.values() for number in table["cycles"]})
@@ -132,7 +132,7 @@ def cycles(panels: Mapping[str, pd.DataFrame]) -> Figure:
             part = part.sort_values("log10_compression")
             size = 4 if len(part) <= MANY_POINTS else 2
             axis.plot(part["log10_compression"], part["accuracy_last"], markersize=size, **styles[number])
-            cut = part[~part["connected"].astype(bool)] if "connected" in part else part[:0]
+            cut = part[part["connected"].eq(False)] if "connected" in part else part[:0]
             ring = {**CUT, "color": styles[number]["color"], "markersize": 7 + 2.5 * number}  # several share a place
             axis.plot(cut["log10_compression"], cut["accuracy_last"], **ring)
             ringed |= bool(len(cut))

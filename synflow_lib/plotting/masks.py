@@ -64,8 +64,8 @@ def layer_density(table: pd.DataFrame, reference: pd.DataFrame | None = None) ->
 
 def _layer_lines(axis: Axes, table: pd.DataFrame, shades: Mapping[object, tuple], **style) -> None:
     for layer, shade in shades.items():
-        line = table[(table["layer"] == layer) & (table["density"] > 0)]
-        axis.plot(line["log10_compression"], line["density"], color=shade, **style)
+        line = table[table["layer"] == layer].sort_values("log10_compression")
+        axis.plot(line["log10_compression"], line["density"].where(line["density"] > 0), color=shade, **style)
 
 
 def _beside(axis: Axes, pruner: str, ours: pd.DataFrame, authors: pd.DataFrame, shades: Mapping) -> None:

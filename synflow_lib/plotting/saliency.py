@@ -10,6 +10,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from synflow_lib.errors import InputError
 from synflow_lib.plotting.style import COLOURS, NAMES, axes, look, order
 from synflow_lib.theory.conservation import violation
 
@@ -50,18 +51,22 @@ def flow_in_out(tables: Mapping[str, pd.DataFrame]) -> Figure:
     """Saliency out of each hidden unit against saliency into it, one panel per pruner (the paper's figure 3).
 
     `tables` maps a pruner to `conservation.neurons(...)`; conserved units lie on the diagonal, and the title has the
-    largest |in - out| over the largest flow. Signed saliencies are drawn on a symmetric logarithmic scale. Colours
-    run from the first group of units to the last.
+    largest |in - out| over the largest flow. Signed saliencies are drawn on a symmetric logarithmic scale; on a
+    logarithmic one a flow of 0 stands at the lower end. Colours run from the first group of units to the last. Raises
+    InputError for a table without any flow.
     """
     figure, panels, spare = _panels(len(tables))
     for axis, (pruner, table) in zip(panels, tables.items(), strict=True):
         both = table[["into", "out"]].to_numpy()
         signed, largest = bool((both < 0).any()), float(np.abs(both).max())
+        if not largest > 0:
+            raise InputError(f"no unit of {NAMES.get(pruner, pruner)} has any flow: there is nothing to draw")
         low = -largest if signed else float(both[both > 0].min())
         axis.plot([low, largest], [low, largest], color="black", linewidth=0.8, linestyle="--", zorder=0)
         colours = sns.color_palette("viridis", table["group"].nunique())
         for colour, (_, group) in zip(colours, table.groupby("group", sort=False), strict=True):
-            axis.plot(group["into"], group["out"], ".", color=colour, markersize=3, alpha=0.6, rasterized=True)
+            flows = [group[side].clip(lower=low) for side in ("into", "out")]
+            axis.plot(*flows, ".", color=colour, markersize=3, alpha=0.6, rasterized=True)
         scale = {"value": "symlog", "linthresh": largest * 1e-3} if signed else {"value": "log"}
         axis.set_xscale(**scale)
         axis.set_yscale(**scale)
@@ -98,14 +103,18 @@ def _powers(low: float, high: float) -> dict[str, float]:
 def mean_score_against_size(table: pd.DataFrame, reference: pd.DataFrame | None = None) -> Figure:
     """Mean score of a layer against the inverse of its size, with fitted slopes (the paper's figure 4).
 
-    `table` has the columns pruner, inverse_size, average_score (one row per layer; negative means are left out, they
-    have no logarithm); `reference` likewise, drawn hollow behind it. Each is drawn over the geometric mean of its
-    layers, for scores are known up to a factor; all panels have the same axes, so that a steeper slope looks steeper.
+    `table` has the columns pruner, inverse_size, average_score (one row per layer; negative means have no logarithm and
+    are left out, and the title says of how many layers); `reference` likewise, drawn hollow behind it. Each is drawn
+    over the geometric mean of its layers, for scores are known up to a factor; all panels have the same axes, so that a
+    steeper slope looks steeper.
     """
     pruners = sorted(table["pruner"].unique(), key=order)
     figure, panels, spare = _panels(len(pruners), sharex=True, sharey=True)
     for axis, pruner in zip(panels, pruners, strict=True):
-        lines = [f"{NAMES.get(pruner, pruner)}: slope {draw_slope(axis, _centred(table, pruner), pruner):.3f}"]
+        part = _centred(table, pruner)
+        lines = [f"{NAMES.get(pruner, pruner)}: slope {draw_slope(axis, part, pruner):.3f}"]
+        if len(part) < (layers := int((table["pruner"] == pruner).sum())):
+            lines.append(f"{len(part)} of {layers} layers, the rest negative")
         if reference is not None:
             lines.append(f"authors {draw_slope(axis, _centred(reference, pruner), pruner, hollow=True):.3f}")
         axis.set_title("\n".join(lines), fontsize=9)

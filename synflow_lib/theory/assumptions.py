@@ -224,6 +224,8 @@ class _Reader:
         if only_ends(node, self.modules):
             return True
         why = next((why for why, names in BREAKS.items() if re.fullmatch(names, what)), None)
+        if what in ("clamp", "clip", "clampmin") and _at_zero(node):
+            why, what = None, "relu"
         if why:
             self._break(what, name, why, where)
         elif isinstance(module, BATCH_NORM) and module.running_var is None:
@@ -274,6 +276,12 @@ def _inputs(node: fx.Node) -> list[fx.Node]:
     found: list[fx.Node] = []
     fx.node.map_arg((node.args, node.kwargs), found.append)
     return found
+
+
+def _at_zero(node: fx.Node) -> bool:
+    """Whether a clamp is from 0 upwards, as ReLU is."""
+    low, high = (*node.args[1:], None, None)[:2]
+    return node.kwargs.get("min", low) == 0 and node.kwargs.get("max", high) is None
 
 
 def _padded_with(node: fx.Node, module: nn.Module | None) -> object:

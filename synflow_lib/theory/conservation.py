@@ -25,9 +25,10 @@ def neurons(model: nn.Module, saliency: Mapping[str, Tensor], input_shape: Seque
     layer and where Theorem 1 holds it equals `into` less S(beta)), `out` (weights that read it), `difference`
     (into - out) and `error`, |into - out| relative to the larger of both. `saliency` maps parameter names to S, signed
     or not; biases and BatchNorm's parameters that it lacks count as zero. Raises InputError for a network that has no
-    flow graph (see `flow_graph`), no hidden unit, or a weight without saliency.
+    flow graph (see `flow_graph`), no hidden unit, a layer that is used twice, or a weight without finite saliency.
     """
     graph = flow_graph(model, input_shape)
+    _used_once(graph)
     if not graph.hidden:
         raise InputError(f"{type(model).__name__} has no hidden unit, so there is none to conserve the flow")
     into, out, scale = (
@@ -85,6 +86,7 @@ def layer_totals(model: nn.Module, saliency: Mapping[str, Tensor], input_shape: 
     network that is not a chain: there single layers are no cuts.
     """
     graph = flow_graph(model, input_shape)
+    _used_once(graph)
     if any(layer.target != index + 1 or layer.source != index for index, layer in enumerate(graph.layers)):
         raise InputError(f"{type(model).__name__} is no chain of layers: use `cut_total` with a cut of the whole graph")
     weights = [float(_weight(saliency, layer.weight).sum()) for layer in graph.layers]
@@ -119,8 +121,9 @@ def cut_total(graph: FlowGraph, saliency: Mapping[str, Tensor], side: Sequence[T
 
     `side` is one bool vector per group, True on the input's side (`random_cut` draws one). The weights that lead
     from the output's side back to the input's count negative: they are crossed twice. The biases of the units on the
-    output's side count, as edges from a constant input.
+    output's side count, as edges from a constant input. Raises InputError as `neurons` does.
     """
+    _used_once(graph)
     total = 0.0
     for layer in graph.layers:
         edges = per_edge(layer, _weight(saliency, layer.weight), graph)
@@ -149,23 +152,40 @@ def layer_means(scores: Mapping[str, Tensor]) -> pd.DataFrame:
 def slope(table: pd.DataFrame) -> float:
     """Least-squares slope of log average_score on log inverse_size: 1 where layers have equal totals.
 
-    Layers whose mean is not positive have no logarithm and are left out; raises InputError where fewer than two stay.
+    Layers whose mean is not positive have no logarithm and are left out. Raises InputError where fewer than two sizes
+    stay, and for a mean that is infinite or not a number.
     """
+    if not np.isfinite(table["average_score"]).all():
+        raise InputError("the mean score of a layer is infinite or not a number, so no line fits")
     part = table[table["average_score"] > 0]
-    if len(part) < 2:
-        raise InputError("a slope needs at least two layers with a positive mean score")
+    if part["inverse_size"].nunique() < 2:
+        raise InputError("a slope needs layers of at least two sizes with a positive mean score")
     return float(np.polyfit(np.log(part["inverse_size"]), np.log(part["average_score"]), 1)[0])
+
+
+def _used_once(graph: FlowGraph) -> None:
+    names = [layer.weight for layer in graph.layers]
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(
+                f"{name!r} is used more than once, and its saliency is that of all its places together: give each a "
+                "copy of the layer"
+            )
 
 
 def _weight(saliency: Mapping[str, Tensor], name: str) -> Tensor:
     if name not in saliency:
         raise InputError(f"there is no saliency for {name!r}: conservation needs that of every weight")
-    return saliency[name].detach().cpu().double()
+    found = saliency[name].detach().cpu().double()
+    if not bool(found.isfinite().all()):
+        raise InputError(f"the saliency of {name!r} is infinite or not a number: score in float64 (model.double())")
+    return found
 
 
 def _bias(saliency: Mapping[str, Tensor], name: str | None) -> Tensor:
-    known = name is not None and name in saliency
-    return saliency[name].detach().cpu().double() if known else torch.zeros((), dtype=torch.float64)
+    if name is None or name not in saliency:
+        return torch.zeros((), dtype=torch.float64)
+    return _weight(saliency, name)
 
 
 def _per_unit(values: Tensor, units: int) -> Tensor:

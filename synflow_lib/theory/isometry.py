@@ -53,8 +53,9 @@ def approximate_isometry(
     begins with the paper's step `lr`. A step that would not lower its term is not taken, and the layer's next one is
     half as long (a step that was taken is followed by a longer one), so the objective falls monotonically; a constant
     step would end by jumping about the minimum, for the gradient of a norm does not vanish there. A layer has
-    converged when its term fell by less than the share `tolerance` within 25 steps, or is below `tolerance` times the
-    square root of its outputs; all stop after `steps` (the paper: 10,000). Groups of a grouped convolution, and the
+    converged when its term fell by less than the share `tolerance` within 25 steps, some of them taken and some not (so
+    that the step is neither much too long nor much too short), or is below `tolerance` times the square root of its
+    outputs; all stop after `steps` (the paper: 10,000). Groups of a grouped convolution, and the
     three maps in an attention's `in_proj_weight`, are matrices of their own. Without `masks` all weights are kept.
     Raises InputError for masks of another model, weights that are not finite, and settings that make no sense.
     """
@@ -82,8 +83,9 @@ def deviations(model: nn.Module, masks: Mapping[str, Tensor] | None = None) -> p
     """How far each layer is from an isometry, as the matrix M [k k c_in, c_out] of its kept weights.
 
     Columns: `layer`, `term` (|| M'M - I ||_F), `rms` (the root mean square of s^2 - 1 over the outputs, s the singular
-    values: term / sqrt(c_out)), `floor` (no weights of that mask can have a lower term) and s itself: `mean`, `std`,
-    `min`, `max`. Raises InputError for masks of another model and weights that are not finite.
+    values: term / sqrt(c_out), but for grouped convolutions, whose terms add up), `floor` (no weights of that mask can
+    have a lower term) and s itself: `mean`, `std`, `min`, `max`. Raises InputError for masks of another model and
+    weights that are not finite.
     """
     rows = []
     for name, (_, values, masked) in matrices(model, masks).items():
@@ -172,18 +174,24 @@ def _descend(tasks: list[_Task], steps: int, lr: float, tolerance: float) -> Non
     length = torch.full_like(value, lr)
     curve, active = [value], torch.ones_like(value, dtype=torch.bool)
     small = tolerance * value.new_tensor([math.sqrt(task.outputs) for task in tasks])
+    taken, rounding = torch.zeros_like(value), torch.finfo(value.dtype).eps
     for step in range(1, steps + 1):
         gradient = (error @ current if wide else current @ error) * mask
         scale = 2 * length / value.clamp_min(torch.finfo(value.dtype).tiny)
-        trial = current - scale[:, None, None] * gradient
+        move = scale[:, None, None] * gradient
+        trial = current - move
         trial_error, trial_value = term(trial)
         better = (trial_value < value) & active
         current, error = (torch.where(better[:, None, None], a, b) for a, b in ((trial, current), (trial_error, error)))
         value = torch.where(better, trial_value, value)
         length = torch.where(better, GROWTH * length, CUT * length)
         curve.append(value)
+        taken += better
         if step % WINDOW == 0:
-            active &= (value > small) & (curve[-WINDOW - 1] - value > tolerance * value)
+            fell = curve[-WINDOW - 1] - value > tolerance * value
+            moves = move.abs().amax((1, 2)) > rounding * current.abs().amax((1, 2))
+            active &= (value > small) & (fell | (taken == WINDOW) | ((taken == 0) & moves))
+            taken.zero_()
             if not bool(active.any()):
                 break
     for number, task in enumerate(tasks):

@@ -83,7 +83,7 @@ def factors(
         x = phi(z)
     if not 0 <= int(labels.min()) <= int(labels.max()) < x.shape[1]:
         raise InputError(f"labels from {int(labels.min())} to {int(labels.max())} do not fit {x.shape[1]} outputs")
-    error = (x.softmax(1) - nn.functional.one_hot(labels.to(x.device), x.shape[1])) / len(x)
+    error = (x.softmax(1) - nn.functional.one_hot(labels.to(x.device).long(), x.shape[1])) / len(x)
     behind, found = torch.eye(x.shape[1]).to(x).expand(len(x), -1, -1), []
     for name, weight, signal, slopes in reversed(layers):
         found.append(Factors(name, weight, signal, slopes, behind, error))

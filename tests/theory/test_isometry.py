@@ -73,6 +73,24 @@ def test_unpruned_layers_become_isometries_to_1e_6(network):
         assert jacobians.layers(model, SHAPE)["std"].max() < 1e-6
 
 
+@pytest.mark.parametrize("lr, scale", [(1e9, 1), (1e-6, 1), (0.1, 1e-3), (0.1, 1e-6)])
+def test_a_step_that_is_far_too_long_or_too_short_is_no_convergence(lr, scale):
+    """Nor is a start near zero weights, where the gradient vanishes and which is no minimum."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(20, 20), nn.ReLU(), nn.Linear(20, 20)).double()
+    for layer in (model[0], model[2]):
+        layer.weight.detach().mul_(scale)
+    found = approximate_isometry(model, lr=lr)
+    assert found.converged and found.curve[-1] < 0.1 < 6 < found.curve[0]
+
+
+def test_weights_of_zero_stay_there_and_end_the_search():
+    model = nn.Linear(6, 4)
+    nn.init.zeros_(model.weight)
+    found = approximate_isometry(model)
+    assert found.converged and len(found.curve) <= 101 and found.curve[-1] == found.curve[0] == 2
+
+
 def test_a_layer_wider_than_its_inputs_reaches_its_floor():
     layer = nn.Linear(3, 8).double()
     done = approximate_isometry(layer)
