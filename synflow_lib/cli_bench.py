@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from synflow_lib import panels
-from synflow_lib.cli_results import PAIR, PANELS_HELP, SHOWN, check_recipes, records_in, show_status
+from synflow_lib.cli_results import PAIR, PANELS_HELP, SHOWN, check_recipes, records_in, show_status, with_options
 from synflow_lib.errors import InputError, lookup
 
 if TYPE_CHECKING:
@@ -87,7 +87,8 @@ def bench(arguments: argparse.Namespace) -> int:
         if arguments.panels:
             show_status(panels.chosen(arguments.panels), arguments.recipe)
         else:
-            print(table[[*SHOWN, "connected", "key"]].to_string(index=False, float_format="{:.2f}".format))
+            shown = with_options(table)[[*SHOWN, "connected", "key"]]
+            print(shown.to_string(index=False, float_format="{:.2f}".format))
         print(f"records in {paths.shown(paths.records())}")
         for run in table.loc[table["status"] == "failed"].itertuples():
             print(f"{run.key} failed: {run.error}", file=sys.stderr)
@@ -112,12 +113,26 @@ def runs_of(arguments: argparse.Namespace) -> "list[Run]":
     if wrong := [compression for compression in compressions if not 0 < compression < math.inf]:
         raise InputError(f"--compression is a ratio of at least 1, not {wrong[0]:g}")
     rewind = not options.pop("no_rewind")
-    return benchmark.grid(
+    if not rewind and not options["cycles"]:
+        raise InputError("--no-rewind is about what happens between cycles: give --cycles too, or leave it out")
+    runs = benchmark.grid(
         *(axes["dataset"], axes["model"], axes["pruner"], map(math.log10, compressions)),
         *(axes["seed"], arguments.recipe),
         **options,
         rewind=rewind,
     )
+    if options["schedule"] != OPTIONS["schedule"] and all(
+        (run.validate().iterations or rounds(run)) == 1 for run in runs
+    ):
+        raise InputError("--schedule spreads over several rounds, and these runs have one: give --iterations too")
+    return runs
+
+
+def rounds(run: "Run") -> int:
+    """How often the run's method scores."""
+    from synflow_lib.pruning.prune import default_iterations
+
+    return run.iterations or default_iterations(run.pruner)
 
 
 def check_how(arguments: argparse.Namespace) -> None:

@@ -76,7 +76,7 @@ def results(arguments: argparse.Namespace) -> int:
     if arguments.out is not None:
         print(f"{len(rows)} runs in {paths.shown(results.write(arguments.out, rows, arguments.force))}")
         return 0
-    shown = comparison.compare(rows) if arguments.compare else rows[[*SHOWN, "key"]]
+    shown = comparison.compare(rows) if arguments.compare else with_options(rows)[[*SHOWN, "key"]]
     if shown.empty:
         raise InputError("none of these runs is a cell of the paper's figure 6 at full width: nothing to compare")
     print(shown.to_string(index=False, float_format="{:.2f}".format, na_rep="-"))
@@ -132,6 +132,15 @@ def trained_by(rows: "pd.DataFrame", arguments: argparse.Namespace) -> "pd.DataF
     own = {asked: [name == spelled(asked, *where) for name, *where in found] for asked in arguments.recipe}
     check_recipes([asked for asked, matches in own.items() if not any(matches)], [pair])
     return rows.loc[[any(matches) for matches in zip(*own.values(), strict=True)]]
+
+
+def with_options(rows: "pd.DataFrame") -> "pd.DataFrame":
+    """The rows, each pruner with the options that its runs do not have by default: as `status` tells them apart."""
+    from synflow_lib.benchmark import records, status
+
+    options = [status.options(records.run_of(row)) for row in rows.to_dict("records")]
+    names = [f"{pruner} {told}".strip() for pruner, told in zip(rows["pruner"], options, strict=True)]
+    return rows.assign(pruner=names)
 
 
 def show_status(chosen: list[tuple[str, str]] | None, recipes: list[str] | None) -> None:

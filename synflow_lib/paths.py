@@ -1,7 +1,8 @@
 """The only file that knows where things lie.
 
 Every folder can be moved with an environment variable: SYNFLOW_HOME (all of them), or one of SYNFLOW_DATA,
-SYNFLOW_RECORDS, SYNFLOW_FIGURES and SYNFLOW_BUILD. They are read at each call, so a test can move them.
+SYNFLOW_RECORDS, SYNFLOW_FIGURES and SYNFLOW_BUILD; an empty one counts as none. They are read at each call, so a test
+can move them.
 """
 
 import os
@@ -16,14 +17,15 @@ from synflow_lib.errors import InputError
 
 def home() -> Path:
     """The project's folder: the checkout this package was installed from, else the current folder."""
-    if "SYNFLOW_HOME" in os.environ:
-        return Path(os.environ["SYNFLOW_HOME"])
+    if given := os.environ.get("SYNFLOW_HOME"):
+        return Path(given)
     checkout = Path(__file__).resolve().parents[1]
     return checkout if (checkout / "notebooks").is_dir() else Path.cwd()
 
 
 def _folder(variable: str, *default: str) -> Path:
-    return Path(os.environ[variable]) if variable in os.environ else home().joinpath(*default)
+    given = os.environ.get(variable)
+    return Path(given) if given else home().joinpath(*default)
 
 
 def data() -> Path:

@@ -73,6 +73,8 @@ def test_a_reader_that_stops_early_gets_no_traceback():
         ("bench --panels all --model vgg11", "--panels runs the whole published grid of its panels: leave out --model"),
         ("bench --panels all --width 1", "leave out --width"),
         ("bench --panels all --no-rewind", "leave out --no-rewind"),
+        ("bench --no-rewind", "give --cycles too"),
+        ("bench --pruner magnitude snip --schedule linear", "these runs have one: give --iterations too"),
         ("bench --with compcat", "unknown speed feature 'compcat'; did you mean 'compact'?"),
         ("bench --with graphs --device cpu", "CUDA graphs need a CUDA device, not 'cpu': switch graphs off"),
         ("bench --estimate --with graphs --device cpu", "CUDA graphs need a CUDA device, not 'cpu'"),

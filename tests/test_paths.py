@@ -41,6 +41,9 @@ def test_every_folder_can_be_moved(tmp_path, monkeypatch):
     for name in ("data", "records", "figures", "build"):
         monkeypatch.setenv(f"SYNFLOW_{name.upper()}", str(tmp_path / name))
         assert getattr(paths, name)() == tmp_path / name
+    for name in ("data", "home"):
+        monkeypatch.setenv(f"SYNFLOW_{name.upper()}", "")
+    assert paths.data() == paths.home() / "data" and (paths.home() / "notebooks").is_dir()
     monkeypatch.setenv("SYNFLOW_HOME", str(tmp_path))
     assert paths.notebooks() == tmp_path / "notebooks" and paths.reference() == tmp_path / "data" / "reference"
 

@@ -80,6 +80,8 @@ def report(
 ) -> str:
     """The table of `estimate` for a person, its total, and the hours by the clock with `workers` of `threads` at once.
 
+    No more of them count than there are trainings.
+
     Records of runs that shared a GPU count for their share of it; what is measured here has it alone. Raises InputError
     for less than one worker or run.
     """
@@ -89,9 +91,10 @@ def report(
     shown = shown[["network", "recipe", "runs", "trainings", "epoch_seconds", "hours", "source"]]
     formats = {"epoch_seconds": _short, "hours": _short}
     lines = [shown.to_string(index=False, formatters=formats, na_rep="-"), ""]
-    hours, at_once = table["hours"].sum(), parallel(resolved, workers, runs_per_gpu, threads)
+    hours, trainings = table["hours"].sum(), int(table["trainings"].sum())
+    at_once = min(parallel(resolved, workers, runs_per_gpu, threads), max(1, trainings))
     unit, each = ("core", threads) if resolved.type == "cpu" else ("device", 1)
-    counts = f"{table['runs'].sum():,} runs to do, {table['trainings'].sum():,} trainings"
+    counts = f"{table['runs'].sum():,} runs to do, {trainings:,} trainings"
     lines.append(f"{counts}, {_short(hours * each)} {unit}-hours on {name}")
     lines.append(f"{_short(hours / at_once)} hours by the clock on {at_once * each:g} {unit}s")
     if {"measured", "both"} & set(table["source"]):
@@ -123,7 +126,8 @@ def recorded(here: Here) -> pd.DataFrame:
     name = provenance.device_name(str(here.device))
     for record in records.everything():
         threads = here.threads if here.device.type != "cpu" else record.get("threads")
-        if records.state(record) == "done" and (record.get("device_name"), threads) == (name, here.threads):
+        timed = record.get("train_seconds") is not None and record.get("prune_seconds") is not None
+        if timed and records.state(record) == "done" and (record.get("device_name"), threads) == (name, here.threads):
             run = records.run_of(record)
             epochs = record["curve"][-1]["epoch"] if record["curve"] else 0
             earlier = {"epoch_seconds": record["train_seconds"] / max(epochs, 1)}  # before records told it themselves

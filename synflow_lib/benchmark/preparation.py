@@ -24,17 +24,27 @@ def prepared(
     spec: Run, model: nn.Module, dataset: "data.Dataset", training: Training
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Bring `model` to where its last training begins; return the masks, and notes of the cycles, what isometry did and
-    the time of it all.
+    the time of it all: of the cycles' trainings that which they took, be it now, before an interruption, or in the run
+    that shares the first.
     """
-    started = time.perf_counter()
-    masks, cycles = pruned_in_cycles(spec, model, dataset, training)
+    started, here = time.perf_counter(), 0.0
+
+    def clocked(*given: Any) -> History:
+        nonlocal here
+        began = time.perf_counter()
+        history = training(*given)
+        here += time.perf_counter() - began
+        return history
+
+    masks, cycles = pruned_in_cycles(spec, model, dataset, clocked)
     if spec.shuffle:
         masks = masks.shuffled(spec.seed)
     if spec.reinitialise:
         models.reinitialise(model, spec.seed + NEW_WEIGHTS)
     trained = not (cycles and cycles[-1].status == "diverged")
     repair = isometric(model, masks) if spec.isometry and trained else None
-    seconds = round(time.perf_counter() - started, 3)
+    whole = sum(cycle.curve[-1].get("seconds", 0.0) for cycle in cycles)
+    seconds = round(time.perf_counter() - started - here + whole, 3)
     notes = {"prune_seconds": seconds, "cycles": [asdict(cycle) for cycle in cycles], "isometry": repair}
     return dict(masks.items()), notes
 

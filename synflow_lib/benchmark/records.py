@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -24,6 +25,7 @@ RESULTS = (
 NEEDED = {"done": ("accuracy_last", "accuracy_best", "curve", "settings"), "failed": ("error",)}
 NEEDED["diverged"] = NEEDED["done"]
 FINISHED = ("done", "diverged")  # a diverged run is a result too
+KEY = re.compile("[0-9a-f]{16}")
 
 
 def path(key: str) -> Path:
@@ -101,6 +103,10 @@ def check(record: Any, key: str) -> None:
     needed = (*(field.name for field in fields(Run)[:6]), *NEEDED[record["status"]])
     if missing := [name for name in needed if name not in record]:
         raise ValueError(f"{missing[0]!r} is missing")
+    try:
+        run_of(record)
+    except InputError as error:
+        raise ValueError(f"{error}") from error
 
 
 def find(run: Run) -> dict[str, Any] | None:
@@ -143,9 +149,9 @@ def layers(run: Run) -> pd.DataFrame:
 
 
 def everything() -> Iterator[dict[str, Any]]:
-    """All records of the folder, in the order of their keys."""
+    """All records of the folder, in the order of their keys; files of any other name are none of ours."""
     for file in sorted(paths.records().glob("*.json")):
-        if (record := read(file.stem)) is not None:
+        if KEY.fullmatch(file.stem) and (record := read(file.stem)) is not None:
             yield record
 
 

@@ -53,7 +53,9 @@ class Panel:
         """The values of one axis: those of figure 6 where the panel is in it, and those that were recorded."""
         whole = dict(zip(AXES, (PUBLISHED_PRUNERS, PUBLISHED_COMPRESSIONS, PUBLISHED_SEEDS), strict=True))
         values = {getattr(run, name) for run in self.runs} | set(whole[name] if self.published else ())
-        return sorted(values, key=list(SALIENCIES).index if name == "pruner" else None)
+        if name == "pruner":  # one that this version does not know comes last
+            return sorted(values, key=lambda pruner: (pruner not in SALIENCIES, [*SALIENCIES, pruner].index(pruner)))
+        return sorted(values)
 
     def rows(self) -> dict[str, Run]:
         """Label to a run that stands for its row: the pruners first, then pruners with other options."""

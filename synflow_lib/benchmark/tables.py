@@ -48,17 +48,17 @@ def row(record: Mapping[str, Any]) -> dict[str, Any]:
     of the recipe's values, `dataset_fingerprint` the start of the data's.
     """
     known = records.run_of(record)
-    versions, curve = record.get("versions", {}), record["curve"]
+    versions, curve, layers = record.get("versions") or {}, record["curve"], record.get("layers") or ()
     derived = {
         "epochs": curve[-1]["epoch"] if curve else None,
         "density": 1 / record["compression"] if record.get("compression") else None,
-        "lowest_density": min((layer["density"] for layer in record.get("layers", ())), default=None),
-        **record.get("savings", {}),
+        "lowest_density": min((layer["density"] for layer in layers), default=None),
+        **(record.get("savings") or {}),
         "sharing": record.get("sharing", 1 if record.get("device") == "cpu" else None),  # older ones do not tell
-        "speed": "+".join(name for name, on in record.get("speed", {}).items() if on),
+        "speed": "+".join(name for name, on in (record.get("speed") or {}).items() if on),
         "torch": versions.get("torch"),
         "library": versions.get("library"),
-        "dataset_fingerprint": record.get("dataset_fingerprint", "")[:16],
+        "dataset_fingerprint": (record.get("dataset_fingerprint") or "")[:16],
         "settings": settings_hash(record["settings"]),
     }
     return {name: getattr(known, name) for name in FIELDS} | {n: ({**record, **derived}).get(n) for n in OUTCOME}

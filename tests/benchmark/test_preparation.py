@@ -83,6 +83,17 @@ def test_a_cycle_that_diverges_ends_the_run(quick, monkeypatch):
     assert [row["cycle"] for row in record["cycle_results"]] == [1]
 
 
+def test_the_seconds_of_cycles_are_those_of_their_trainings_whenever_they_were_done(quick):
+    """Of a training that was interrupted, or that another run shares, this process sees but the end."""
+    _, notes = preparation.prepared(
+        replace(quick, cycles=2),
+        models.build("mlp", "digits", width=0.25),
+        data.load("digits"),
+        lambda *_: History([{"epoch": 1, "test_accuracy": 9.0, "seconds": 100.0}]),
+    )
+    assert 200 <= notes["prune_seconds"] < 220
+
+
 def test_cycles_are_recorded(quick):
     record = run(replace(quick, cycles=2), device="cpu")
     assert [row["cycle"] for row in record["cycle_results"]] == [1, 2]

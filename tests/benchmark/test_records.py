@@ -44,6 +44,8 @@ def test_no_folder_is_no_records(quick):
         lambda text: text.replace('"accuracy_last"', '"accuracy_lost"'),
         lambda text: text.replace('"key": "', '"key": "0'),
         lambda text: text.replace('"pruner"', '"prune"'),
+        lambda text: text.replace('"seed": 0', '"seed": "zero"'),
+        lambda text: text.replace('"log10_compression": 1.0', '"log10_compression": null'),
         lambda text: "\x00" * len(text),
         lambda text: b"\xff\xfe{",
     ],
@@ -60,6 +62,13 @@ def test_a_damaged_record_is_set_aside_and_counts_as_missing(damage, quick, capl
     assert list(records.everything()) == []
     records.write(record_of(quick))
     assert records.find(quick) is not None
+
+
+def test_files_that_are_no_records_are_left_alone(quick):
+    records.write(record_of(quick))
+    other = paths.records() / "experiments.json"
+    other.write_text("{}")
+    assert [record["key"] for record in records.everything()] == [quick.key] and other.read_text() == "{}"
 
 
 def test_a_copy_that_cannot_be_written_costs_no_record(quick, caplog):

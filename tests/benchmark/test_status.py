@@ -102,6 +102,14 @@ def test_other_options_have_a_row_of_their_own(record):
     ]
 
 
+def test_a_pruner_of_a_later_version_comes_last(record):
+    spec = Run("digits", "mlp", "random", 1.0, recipe="smoke", width=0.25)
+    for pruner in ("newest", "synflow", "random"):
+        record(replace(spec, pruner=pruner))
+    rows = [line.split()[0] for text in status.report() for line in text.splitlines() if line.startswith("  ")]
+    assert [row for row in rows if row.isalpha()] == ["random", "synflow", "newest"]
+
+
 def test_the_whole_figure_is_twelve_grids(record):
     chosen = list(dict.fromkeys((run.dataset, run.model) for run in published_grid("fast")))
     assert len(list(status.report(chosen))) == 13

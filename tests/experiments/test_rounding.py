@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from toys import NETWORKS, SHAPE
 
 from synflow_lib import models
@@ -37,6 +38,13 @@ def _log10_by_logarithms(model) -> float:
             x = layer.weight.detach().double().abs() @ x
             log10, x = log10 + math.log10(x.max()), x / x.max()
     return log10 + math.log10(x.sum())
+
+
+def test_no_flow_has_no_logarithm():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 3))
+    for parameter in model.parameters():
+        nn.init.zeros_(parameter)
+    assert log10_flow(model, SHAPE, torch.float32) == -np.inf
 
 
 def test_noise_is_of_the_size_that_it_says_and_of_its_seed():

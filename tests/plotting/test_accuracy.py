@@ -85,6 +85,8 @@ def test_cycles_ring_the_networks_that_are_cut():
     figure = plotting.cycles({"ours": table.assign(connected=[True, False])})
     rings = [line for line in figure.axes[0].lines if line.get_fillstyle() == "none" and len(line.get_xdata())]
     assert [ring.get_xydata().tolist() for ring in rings] == [[[2.0, 10.0]]]
+    unknown = plotting.cycles({"ours": table.assign(connected=[None, np.nan])})
+    assert "cut in two" not in texts(unknown)
     assert texts(figure)[:2] == ["1 cycle", "cut in two"]
 
 

@@ -1,5 +1,6 @@
 """Figures of masks draw what their tables say, without a warning (warnings are errors here)."""
 
+import numpy as np
 import pandas as pd
 
 from synflow_lib import plotting
@@ -31,7 +32,15 @@ def test_layer_density_marks_the_first_collapse():
     axis = plotting.layer_density(table).axes[0]
     assert [text.get_text().strip() for text in axis.texts] == ["collapse"]
     assert axis.lines[-1].get_xdata() == [2.0, 2.0]
-    assert axis.lines[0].get_ydata().tolist() == [1.0, 0.1]  # the line of an emptied layer ends
+    drawn = axis.lines[0].get_ydata()
+    assert drawn[:2].tolist() == [1.0, 0.1] and np.isnan(drawn[2:]).all()  # the line of an emptied layer ends
+
+
+def test_no_line_leads_across_a_compression_at_which_a_layer_is_empty():
+    steps = [layers([100, 100]), layers([0, 40]), layers([5, 9])]
+    table = pd.concat([step.assign(pruner="magnitude", log10_compression=float(i)) for i, step in enumerate(steps)])
+    drawn = plotting.layer_density(table).axes[0].lines[0].get_ydata()
+    assert np.isnan(drawn[1]) and drawn[[0, 2]].tolist() == [1.0, 0.05]
 
 
 def test_relative_costs_draw_compact_lines_masked_markers_and_the_promise():
@@ -61,6 +70,6 @@ def test_layer_density_draws_the_authors_as_dots_and_tells_both_collapses():
     axis = figure.axes[0]
     assert axis.get_title(loc="left") == "Magnitude\ncollapse: $10^{2.0}$, authors none"
     dots = [line for line in axis.lines if line.get_linestyle() == "None"]
-    assert [dot.get_ydata().tolist() for dot in dots] == [[1.0, 0.1], [1.0, 0.4, 0.09]]
+    assert [dot.get_ydata().tolist() for dot in dots] == [[1.0, 0.1], [1.0, 0.4, 0.09]]  # theirs lacks what is empty
     (legend,) = [each.get_legend() for each in figure.axes if each.get_legend()]
     assert [text.get_text() for text in legend.get_texts()] == ["ours", "authors", "first empty layer, ours"]

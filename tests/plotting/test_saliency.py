@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from synflow_lib import plotting
+from synflow_lib.errors import InputError
 
 RANDOM = np.random.default_rng(0)
 
@@ -18,6 +19,14 @@ def test_flow_in_out_draws_each_unit_once_and_the_diagonal(signed):
     axis = plotting.flow_in_out({"synflow": table}).axes[0]
     assert sum(len(line.get_xdata()) for line in axis.lines[1:]) == 20
     assert axis.get_title(loc="left") == "SynFlow\nlargest |in − out| 0.25"
+
+
+def test_a_flow_of_zero_stands_at_the_lower_end_of_a_logarithmic_axis():
+    table = pd.DataFrame({"group": "a", "into": [1.0, 0.0, 0.1], "out": [1.0, 0.5, 0.0], "difference": [0, -0.5, 0.1]})
+    axis = plotting.flow_in_out({"synflow": table}).axes[0]
+    assert axis.lines[1].get_xydata().tolist() == [[1.0, 1.0], [0.1, 0.5], [0.1, 0.1]]
+    with pytest.raises(InputError, match="no unit of SynFlow has any flow"):
+        plotting.flow_in_out({"synflow": table.assign(into=0.0, out=0.0)})
 
 
 TICKS = {
@@ -56,6 +65,13 @@ def test_mean_score_against_size_fits_the_slope_that_the_data_have():
     assert axis.get_title(loc="left") == "SynFlow: slope 1.000\nauthors 0.500"
     ours, theirs = axis.lines[0].get_ydata(), axis.lines[2].get_ydata()
     assert np.prod(ours) == pytest.approx(1) and np.prod(theirs) == pytest.approx(1)  # each over its geometric mean
+
+
+def test_layers_without_a_logarithm_are_counted():
+    size = np.array([10.0, 100.0, 1000.0, 50.0])
+    table = pd.DataFrame({"pruner": "grasp", "inverse_size": 1 / size, "average_score": 3 / size * [1, 1, -1, 1]})
+    axis = plotting.mean_score_against_size(table).axes[0]
+    assert axis.get_title(loc="left") == "GraSP: slope 1.000\n3 of 4 layers, the rest negative"
 
 
 def test_slopes_are_drawn_on_the_same_axes():

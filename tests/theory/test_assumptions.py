@@ -121,6 +121,10 @@ CODE = {
     ),
     "a weight that is made of the input": (lambda m, h: F.linear(h, h[0][:, None] * m.embedding), ("product",)),
     "the larger of the flow and a number": (lambda m, h: torch.max(h, m.constant * 9), ("unexplained",)),
+    "a ReLU as a clamp": (lambda m, h: h.clamp(min=0), ()),
+    "a ReLU as a clamp, by position": (lambda m, h: torch.clamp(h, 0), ()),
+    "a clamp from elsewhere": (lambda m, h: h.clamp(min=5), ("clamp",)),
+    "a clamp at both ends": (lambda m, h: h.clamp(0, 0.1), ("clamp",)),
     "what has no rule": (lambda m, h: torch.fft.rfft(h, dim=1).abs().repeat(1, 2)[:, :6], ("fft_rfft", "abs")),
 }
 

@@ -155,13 +155,40 @@ def test_a_slope_is_the_exponent_of_a_power_law_and_layers_without_a_logarithm_a
     assert conservation.slope(table) == pytest.approx(0.4, rel=1e-12)
     table.loc[[1, 2], "average_score"] = [0.0, -1.0]
     assert conservation.slope(table) == pytest.approx(0.4, rel=1e-12)
-    with pytest.raises(InputError, match="at least two layers"):
+    with pytest.raises(InputError, match="at least two sizes"):
         conservation.slope(table.head(3))
+    with pytest.raises(InputError, match="at least two sizes"):
+        conservation.slope(table.assign(inverse_size=0.1, average_score=[1.0, 2.0, 3.0, 4.0]))
+    for wrong in (float("nan"), float("inf")):
+        with pytest.raises(InputError, match="infinite or not a number"):
+            conservation.slope(table.assign(average_score=[wrong, 1.0, 2.0, 3.0]))
 
 
 def test_a_missing_weight_gives_one_sentence():
     with pytest.raises(InputError, match="there is no saliency for"):
         conservation.neurons(mlp(), {}, SHAPE)
+
+
+@pytest.mark.parametrize("name", ["3.weight", "3.bias"])
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_a_saliency_that_is_no_number_hides_in_no_sum(name, wrong):
+    saliency = CONSERVING["synflow"](mlp())
+    saliency[name].view(-1)[0] = wrong
+    for table in (conservation.neurons, conservation.layer_totals):
+        with pytest.raises(InputError, match=f"the saliency of '{name}' is infinite or not a number"):
+            table(mlp(), saliency, SHAPE)
+
+
+def test_a_layer_that_is_used_twice_is_one_sentence():
+    """Its saliency is that of both places together, and neither's."""
+    again = nn.Linear(6, 6)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 6), again, nn.ReLU(), again, nn.Linear(6, 2)).double()
+    saliency, graph = CONSERVING["synflow"](model), flow_graph(model, SHAPE)
+    for table in (conservation.neurons, conservation.layer_totals):
+        with pytest.raises(InputError, match=r"^'2.weight' is used more than once"):
+            table(model, saliency, SHAPE)
+    with pytest.raises(InputError, match=r"^'2.weight' is used more than once"):
+        conservation.cut_total(graph, saliency, conservation.random_cut(graph, torch.Generator()))
 
 
 def test_relative_error_is_zero_where_nothing_flows():

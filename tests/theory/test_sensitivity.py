@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
-from toys import CLASSES, batches, conv_chain, mlp, residual
+from toys import CLASSES, SHAPE, batches, conv_chain, mlp, residual
 
 from synflow_lib.errors import InputError
 from synflow_lib.models import initialise
@@ -75,6 +75,13 @@ def test_propagation_tells_a_saturated_network():
 def test_what_cannot_be_factorised_is_one_sentence(model, labels, sentence):
     with pytest.raises(InputError, match=sentence):
         sensitivity.factors(model, IMAGES, labels)
+
+
+@pytest.mark.parametrize("kind", [torch.int32, torch.uint8])
+def test_labels_may_be_integers_of_any_kind(kind):
+    images, expected = torch.rand(len(LABELS), *SHAPE).double(), LABELS.to(kind)
+    for one, other in zip(*(sensitivity.factors(mlp(), images, each) for each in (LABELS, expected)), strict=True):
+        assert torch.equal(one.gradient, other.gradient)
 
 
 def test_an_activation_that_occurs_twice_counts_twice():
