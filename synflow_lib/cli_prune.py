@@ -110,13 +110,14 @@ def show(masks: Masks, joined: bool | None) -> None:
 
 
 def collapse(masks: Masks, joined: bool | None, made_by: str, remedies: str) -> str:
-    """Say which layers lost all their weights, what that means, and what helps."""
+    """Say which layers lost all their weights, what that means, and what helps where anything is lost by it."""
     empty = masks.collapsed()
     more = f" and {len(empty) - NAMED} more" if len(empty) > NAMED else ""
     layers = f"{len(empty)} layer{'s' * (len(empty) != 1)} ({', '.join(empty[:NAMED])}{more})"
     lost = f"{made_by} emptied {layers}" if empty else f"{made_by} left no path through the network"
-    means = {True: ", though input and output stay connected", False: ": the output no longer depends on the input"}
-    return f"{lost}{means.get(joined, '')}; try {remedies}"
+    if joined:
+        return f"{lost}, though input and output stay connected: other branches carry the signal"
+    return f"{lost}{': the output no longer depends on the input' if joined is False else ''}; try {remedies}"
 
 
 def remedies(arguments: argparse.Namespace) -> str:

@@ -142,8 +142,9 @@ def critical_compression(
     `criterion` "layer" is the paper's definition (no layer without weights); "signal" asks that input and output stay
     connected, which is the one that matters in residual networks. `tolerance` is in log10 rho. Collapse is taken to
     be monotone in rho, which holds exactly for the "layer" criterion of a single-shot method (there the scores are
-    computed once). The other arguments are those of `prune`. Returns the ratio
-    that the surviving masks really have, never above `rho_max(model)`.
+    computed once): iterated, a method that reaches rho_max may lose a layer a little below (ERRATA 17). The other
+    arguments are those of `prune`. Returns the ratio that the surviving masks really have, never above
+    `rho_max(model)`.
     """
     options |= {"input_shape": input_shape, "iterations": iterations}
     return critical_compressions(model, method, criteria=(criterion,), tolerance=tolerance, **options)[criterion]
