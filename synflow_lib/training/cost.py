@@ -105,7 +105,7 @@ def _flops(model: nn.Module, input_shape: Iterable[int], masks: Mapping[str, Ten
         used = twin.get_parameter(name)
         owners = [path for path, module in twin.named_modules() if module._parameters.get("weight") is used]
         own = sum(by_module.get(".".join(filter(None, (type(model).__name__, path))), 0) for path in owners)
-        kept -= round(own * (1 - float(mask.double().mean())))
+        kept -= round(own * (1 - float(mask.cpu().double().mean())))
         for weight, tokens in projections:
             if weight is used:
                 kept -= sum(2 * int((m == 0).sum()) * n for m, n in zip(mask.chunk(len(tokens)), tokens, strict=True))

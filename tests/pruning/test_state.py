@@ -1,5 +1,7 @@
 """The network that is scored: masked, absolute, with BatchNorm as it was trained or as the identity."""
 
+import warnings
+
 import pytest
 import torch
 from fingerprint import fingerprint
@@ -79,3 +81,18 @@ def test_a_masked_state_is_a_copy_in_the_type_asked_for():
     assert state["4.weight"].dtype == torch.float64 and state["1.num_batches_tracked"].dtype == torch.int64
     own = {tensor.data_ptr() for tensor in model.state_dict().values()}
     assert own.isdisjoint(tensor.data_ptr() for tensor in masked_state(model, None).values())
+
+
+def test_a_traced_part_is_scored_with_the_state_and_has_its_own_tensors_afterwards():
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3), nn.Linear(3, 2)).double()
+    model = nn.Sequential(*plain)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit is deprecated, and still in use
+        model[2] = torch.jit.trace(plain[2], torch.zeros(1, 5).double())
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    scores, expected = synflow(model, input_shape=(4,)), synflow(plain, input_shape=(4,))
+    assert list(scores) == ["0.weight", "3.weight"]
+    assert all(torch.allclose(score, expected[name]) for name, score in scores.items())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert isinstance(model[2].weight, nn.Parameter)
