@@ -125,18 +125,19 @@ def trace(model: nn.Module) -> fx.Graph:
         return operations(model)
 
 
-def alike_in_both_modes(model: nn.Module) -> bool:
-    """Whether the code of `model` does the same in train and in eval mode, but for what dropout and BatchNorm do."""
+def alike_in_train_mode(model: nn.Module, traced: fx.Graph) -> bool:
+    """Whether the code of `model` does what was `traced` in train mode too, but for what dropout and BatchNorm do."""
+    with eval_mode(model, training=True):
+        return _told(operations(model)) == _told(traced)
+
+
+def _told(graph: fx.Graph) -> list[tuple[object, ...]]:
+    number = {node: index for index, node in enumerate(graph.nodes)}
     told = []
-    for training in (True, False):
-        with eval_mode(model, training):
-            graph = operations(model)
-        number = {node: index for index, node in enumerate(graph.nodes)}
-        told.append([])
-        for node in graph.nodes:
-            options = {name: value for name, value in node.kwargs.items() if name != "training"}  # of dropout
-            told[-1].append((node.op, node.target, fx.node.map_arg((node.args, options), number.get)))
-    return told[0] == told[1]
+    for node in graph.nodes:
+        options = {name: value for name, value in node.kwargs.items() if name != "training"}  # of dropout
+        told.append((node.op, node.target, fx.node.map_arg((node.args, options), number.get)))
+    return told
 
 
 def hooked(model: nn.Module) -> list[str]:

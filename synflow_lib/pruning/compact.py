@@ -29,7 +29,7 @@ from torch import Tensor, fx, nn
 from synflow_lib.errors import InputError
 from synflow_lib.models.flow_graph import FlowGraph, Layer, Scale, flow_graph, per_edge
 from synflow_lib.models.nodes import PROBABILITIES, SUMS, kind_of, size_of
-from synflow_lib.models.tracing import alike_in_both_modes, copied, trace
+from synflow_lib.models.tracing import alike_in_train_mode, copied, trace
 from synflow_lib.pruning.masks import Masks, apply_masks, check_masks
 from synflow_lib.pruning.passes import example_shape
 
@@ -99,8 +99,9 @@ def compact(model: nn.Module, masks: Mapping[str, Tensor], input_shape: Sequence
     """
     check_masks(model, masks)
     masks = Masks(masks)
-    graph = check_compactable(model, input_shape)
-    steps = _steps(model, graph, masks)
+    traced = trace(model)
+    graph = check_compactable(model, input_shape, traced)
+    steps = _steps(model, graph, masks, traced)
     if not bool(_reached(steps)[-1].any()):
         raise InputError("the masks cut the network in two: nothing to compact")
     kept = [units.nonzero().flatten() for units in _needed(graph, steps)]
@@ -118,9 +119,13 @@ def compact(model: nn.Module, masks: Mapping[str, Tensor], input_shape: Sequence
     return Compacted(small, small_masks, labels, masks.total, places, template)
 
 
-def check_compactable(model: nn.Module, input_shape: Sequence[int]) -> FlowGraph:
-    """Return the flow graph of `model`; raises InputError where units cannot be cut out of single parameters."""
-    graph = flow_graph(model, example_shape(input_shape))
+def check_compactable(model: nn.Module, input_shape: Sequence[int], traced: fx.Graph | None = None) -> FlowGraph:
+    """Return the flow graph of `model`, whose `traced` operations may be at hand.
+
+    Raises InputError where units cannot be cut out of single parameters.
+    """
+    traced = traced or trace(model)
+    graph = flow_graph(model, example_shape(input_shape), traced)
     parameters = dict(model.named_parameters())
     used = [part.weight for part in [*graph.layers, *graph.scales]]
     shared = len(parameters) < sum(1 for _ in model.named_parameters(remove_duplicate=False))
@@ -132,7 +137,7 @@ def check_compactable(model: nn.Module, input_shape: Sequence[int]) -> FlowGraph
         raise InputError(
             f"{strange[0]!r} is no plain parameter of {type(model).__name__}: remove parametrizations first"
         )
-    if not alike_in_both_modes(model):
+    if not alike_in_train_mode(model, traced):
         raise InputError(
             f"the code of {type(model).__name__} asks for self.training and does something else in train mode, so no "
             "smaller network would follow it in both modes"
@@ -155,13 +160,13 @@ class _Step:
     trained: bool = False  # there is a shift that a gradient would move
 
 
-def _steps(model: nn.Module, graph: FlowGraph, masks: Mapping[str, Tensor]) -> list[_Step]:
+def _steps(model: nn.Module, graph: FlowGraph, masks: Mapping[str, Tensor], traced: fx.Graph) -> list[_Step]:
     """The network as a list of steps; raises InputError for a PReLU with a slope for every channel."""
     parts = {part.weight.rpartition(".")[0]: part for part in [*graph.layers, *graph.scales]}
     modules, state = dict(model.named_modules()), model.state_dict()
     steps: list[_Step] = []
     number: dict[fx.Node, int] = {}
-    for node in trace(model).nodes:
+    for node in traced.nodes:
         if size_of(node):
             continue
         read = [argument for argument in node.args[:2] if isinstance(argument, fx.Node)]
