@@ -12,7 +12,7 @@ from toys import conv_chain
 from synflow_lib.errors import InputError
 from synflow_lib.pruning import synflow
 from synflow_lib.pruning.passes import forward
-from synflow_lib.pruning.state import absolute_state, masked_state, scoring_mode
+from synflow_lib.pruning.state import absolute_state, batch_norms, masked_state, scoring_mode
 
 
 def norms():
@@ -96,3 +96,16 @@ def test_a_traced_part_is_scored_with_the_state_and_has_its_own_tensors_afterwar
     assert all(torch.allclose(score, expected[name]) for name, score in scores.items())
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert isinstance(model[2].weight, nn.Parameter)
+
+
+def test_batch_norms_are_those_that_have_statistics_each_once():
+    part = nn.Sequential(nn.BatchNorm1d(4, affine=False), nn.LayerNorm(4))
+    model = nn.Sequential(nn.Linear(4, 4), part, FrozenBatchNorm2d(4), nn.GroupNorm(2, 4), nn.InstanceNorm1d(4))
+    assert [prefix for prefix, _ in batch_norms(model)] == ["1.0.", "2."]
+
+
+def test_a_mask_of_nothing_and_one_of_another_shape_are_told_apart():
+    with pytest.raises(InputError, match=r"'99.weight' is \(2, 3\), but Sequential has no such parameter"):
+        masked_state(conv_chain(), {"99.weight": torch.ones(2, 3)})
+    with pytest.raises(InputError, match=r"'0.weight' is \(2, 3\), but Sequential has the shape \(\d+, 3, 3, 3\)"):
+        masked_state(conv_chain(), {"0.weight": torch.ones(2, 3)})
