@@ -7,6 +7,8 @@ once. What `bench` does is in `cli_bench`, `status` and `results` in `cli_result
 """
 
 import argparse
+import contextlib
+import errno
 import os
 import sys
 import warnings
@@ -19,6 +21,9 @@ from synflow_lib.errors import InputError
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status: 0 done, 1 something failed, 2 bad input, 130 interrupted, 141 cut."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed, as some daemons start their programs
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - for as long as the program runs
     arguments = parser().parse_args(argv)
     try:
         with warnings.catch_warnings():
@@ -32,6 +37,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"synflow: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EIO):
+            raise
+        with contextlib.suppress(OSError):  # files of ours say their name: this is where the output goes
+            print(f"synflow: cannot write the output: {error.strerror}; what was finished is kept", file=sys.stderr)
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - Python flushes it once more when it ends
+        return 1
     except KeyboardInterrupt:
         print("synflow: interrupted; what was finished is kept", file=sys.stderr)
         return 130

@@ -159,11 +159,17 @@ def check_recipes(names: Iterable[str], chosen: list[tuple[str, str]] | None) ->
 
 
 def require_folder(folder: Path | None) -> Path | None:
-    """`folder`; InputError where it was named and is not there."""
+    """`folder`; InputError where it was named and is not there, or where it, or the default one, cannot be read."""
     from synflow_lib import paths
 
     if folder is not None and not folder.is_dir():
         raise InputError(f"there is no folder {paths.shown(folder)}")
+    try:
+        os.listdir(folder or paths.records())
+    except FileNotFoundError:
+        pass  # nothing is recorded yet
+    except OSError as error:
+        raise InputError(f"cannot read {paths.shown(folder or paths.records())}: {error.strerror or error}") from error
     return folder
 
 

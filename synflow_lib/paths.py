@@ -75,23 +75,36 @@ def _cannot_write(target: Path, error: OSError) -> InputError:
 
 
 @contextmanager
-def replacing(target: Path) -> Iterator[Path]:
+def replacing(target: Path, durable: bool = False) -> Iterator[Path]:
     """Give a temporary path beside `target`; when the block succeeds it is renamed to `target`, else removed.
 
-    A reader never sees half a file, and two writers never share a temporary name. Raises InputError, naming
-    the file and the reason, when the disk is full or the folder cannot be written.
+    A reader never sees half a file, and two writers never share a temporary name. What is `durable` has reached the
+    disk when the block is over, and outlives a power cut. Raises InputError, naming the file and the reason, when the
+    disk is full or the folder cannot be written.
     """
     target = Path(target)
     partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.partial")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         yield partial
+        if durable:
+            _reach_the_disk(partial, os.O_RDWR)
         partial.replace(target)
+        if durable and os.name == "posix":
+            _reach_the_disk(target.parent, os.O_RDONLY)  # its new name
     except OSError as error:
         raise _cannot_write(target, error) from error
     finally:
         if partial.exists():
             partial.unlink()
+
+
+def _reach_the_disk(path: Path, flags: int) -> None:
+    handle = os.open(path, flags)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def require_writable(folder: Path) -> None:

@@ -48,6 +48,23 @@ def test_the_module_runs_as_a_program():
     assert [line.partition(":")[0] for line in done.stdout.splitlines()] == list(sf.data.DATASETS)
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+def test_a_full_disk_below_the_output_is_one_sentence():
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "synflow_lib.cli", "status"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    said = "synflow: cannot write the output: No space left on device; what was finished is kept\n"
+    assert (done.returncode, done.stderr) == (1, said)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="closes its streams with a shell")
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_closed_streams_are_as_good_as_none(closed, tmp_path):
+    options = f"bench --model mlp --width 0.25 --recipe smoke --engine serial --device cpu --records {tmp_path}"
+    command = f"{sys.executable} -m synflow_lib.cli {options} {closed}"
+    assert subprocess.run(["sh", "-c", command]).returncode == 0 and len(list(tmp_path.glob("*.json"))) == 1
+
+
 def test_a_reader_that_stops_early_gets_no_traceback():
     """As `synflow status | head -n 1`: nobody reads any more."""
     reader, writer = os.pipe()

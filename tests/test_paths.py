@@ -1,5 +1,7 @@
 """Files appear whole or not at all."""
 
+import os
+
 import pytest
 
 from synflow_lib import paths
@@ -51,3 +53,15 @@ def test_every_folder_can_be_moved(tmp_path, monkeypatch):
 def test_paths_are_shown_relative_to_the_current_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert paths.shown(tmp_path / "a" / "b") == "a/b" and paths.shown("/elsewhere/a") == "/elsewhere/a"
+
+
+def test_what_is_durable_reaches_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    target, seen = tmp_path / "record.json", []
+    monkeypatch.setattr(os, "fsync", lambda handle: seen.append((os.fstat(handle).st_size, target.exists())))
+    with paths.replacing(target, durable=True) as partial:
+        partial.write_text("1234567")
+    assert seen[0] == (7, False) and target.read_text() == "1234567"
+    assert len(seen) == 1 + (os.name == "posix")  # and the folder, which holds the name
+    with paths.replacing(target) as partial:
+        partial.write_text("8")
+    assert len(seen) == 1 + (os.name == "posix")

@@ -13,12 +13,17 @@ import json
 from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
 
 from synflow_lib import paths
 from synflow_lib.errors import InputError
+
+try:
+    import fcntl
+except ImportError:  # on Windows
+    fcntl = None
 
 
 class Elsewhere(Exception):
@@ -59,6 +64,8 @@ def claim(key: str, fields: Mapping[str, Any] | None = None) -> Iterator[bool]:
     except Timeout:
         yield False
         return
+    except OSError as error:
+        raise InputError(f"cannot lock {paths.shown(path(key))}: {error.strerror or error}") from error
     try:
         for half in _halves(key):
             half.unlink(missing_ok=True)
@@ -93,15 +100,32 @@ def begun(keys: Container[str]) -> Iterator[dict[str, Any]]:
 
 
 def held(key: str) -> bool:
-    """Whether some process is doing the run of this key now."""
-    if not path(key).exists():
-        return False
-    lock = _lock(key)
+    """Whether some process is doing the run of this key now: also for who may only read, and no file is made by asking.
+
+    What cannot be read is taken to be at work.
+    """
     try:
-        lock.acquire(timeout=0)
-    except Timeout:
+        with path(key).open("rb") as file:
+            return _locked(file)
+    except FileNotFoundError:
+        return False
+    except OSError:
         return True
-    lock.release()
+
+
+def _locked(file: BinaryIO) -> bool:
+    if fcntl is None:  # Windows
+        lock = FileLock(file.name, is_singleton=False)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            return True
+        lock.release()
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # it ends with the file
+    except BlockingIOError:
+        return True
     return False
 
 

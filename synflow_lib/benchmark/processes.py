@@ -58,17 +58,34 @@ def team(
 ) -> Iterator[list["Worker"]]:
     """For the block, one worker per device name in `places` works on `todo`, then all are ended, whatever happened.
 
-    One thread waits for each process; `report` is called from there.
+    One thread waits for each process; `report` is called from there. A worker that cannot be started leaves its run to
+    the others; the last one tells of it.
     """
     members = [Worker(place, threads, speed, places.count(place)) for place in places]
+    serving, turn = set(members), threading.Lock()
+
+    def next_run(worker: Worker) -> Run | None:
+        with turn:
+            try:
+                return todo.popleft()
+            except IndexError:  # nothing is left
+                serving.discard(worker)
+                return None
+
+    def give_back(run: Run, worker: Worker, reason: str) -> None:
+        with turn:
+            serving.discard(worker)
+            if serving:
+                todo.appendleft(run)
+                return
+        report({"key": run.key, "status": "unrecorded", "error": reason})
 
     def serve(worker: Worker) -> None:
-        while True:
+        while (run := next_run(worker)) is not None:
             try:
-                run = todo.popleft()
-            except IndexError:  # nothing is left
-                return
-            report(worker.twice(run))
+                report(worker.twice(run))
+            except CannotStart as error:
+                return give_back(run, worker, str(error))
 
     listeners = [threading.Thread(target=serve, args=(worker,), name="listener", daemon=True) for worker in members]
     try:
@@ -82,6 +99,10 @@ def team(
         for worker, listener in zip(members, listeners, strict=True):
             listener.join()
             worker.close()
+
+
+class CannotStart(Exception):
+    """No process, or no file for it, is to be had; the message says why."""
 
 
 class WorkerDied(Exception):
@@ -104,7 +125,10 @@ class Worker:
         self.lock = threading.Lock()  # kill and stop come from another thread than the rest
 
     def twice(self, run: Run) -> dict:
-        """Have `run` done, in a fresh process if the first one dies; a second death is recorded as a failure."""
+        """Have `run` done, in a fresh process if the first one dies; a second death is recorded as a failure.
+
+        Raises CannotStart where there is no process to be had.
+        """
         for _ in range(2):
             try:
                 return self.ask(run)
@@ -164,7 +188,11 @@ class Worker:
             if self.killed:
                 raise WorkerDied("killed")
             if self.process is None:
-                self._start()
+                try:
+                    self._start()
+                except OSError as error:
+                    reason = error.strerror or str(error)
+                    raise CannotStart(f"cannot start a worker process ({reason}): try fewer --workers") from error
             return self.process
 
     def _start(self) -> None:
@@ -172,7 +200,14 @@ class Worker:
         package = str(Path(__file__).resolve().parents[2])
         search = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
         self.log = tempfile.TemporaryFile()  # noqa: SIM115  (closed by `close`)
-        self.process = subprocess.Popen(
+        try:
+            self.process = self._started(number, search)
+        except OSError:
+            self.log.close()
+            raise
+
+    def _started(self, number: str, search: str) -> subprocess.Popen:
+        return subprocess.Popen(
             [sys.executable, "-m", "synflow_lib.benchmark.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

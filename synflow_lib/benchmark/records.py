@@ -44,7 +44,7 @@ def write(record: dict[str, Any]) -> Path:
     Raises InputError when the disk is full or the folder cannot be written. The copy may be missing: the log says so.
     """
     text = json.dumps(record, indent=1, allow_nan=False) + "\n"
-    with paths.replacing(path(record["key"])) as partial:
+    with paths.replacing(path(record["key"]), durable=True) as partial:  # the checkpoint that it makes needless goes
         partial.write_text(text, encoding="utf-8")
     try:
         with paths.replacing(copy_of(record["key"])) as partial:

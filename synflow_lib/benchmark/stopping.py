@@ -1,5 +1,6 @@
 """How a long piece of work is interrupted: first gently, with nothing lost, and at once when asked again."""
 
+import contextlib
 import signal
 import sys
 import threading
@@ -13,16 +14,16 @@ SENTENCE = (
     "synflow: stopping; the runs in progress finish the epoch they are in and are saved, the same command goes on "
     "from there (interrupt again to end at once)"
 )
-# A terminal's Ctrl-C, and what SLURM, Kubernetes and `kill` send before they end a process.
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# A terminal's Ctrl-C, what SLURM, Kubernetes and `kill` send before they end a process, and the end of a terminal.
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
 @contextmanager
 def gently() -> Iterator[None]:
-    """For the block, the first SIGINT or SIGTERM sets STOP and says so; the second does what it did before.
+    """For the block, the first of `SIGNALS` sets STOP and says so; the second does what it did before.
 
     Only in the main thread, to which Python gives all signals; elsewhere they belong to someone else and stay as they
-    are, and so does a signal that is ignored (as a shell has it for what it starts in the background).
+    are, and so does a signal that is ignored (as a shell has it for what it starts in the background, or nohup).
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -52,7 +53,8 @@ def gently() -> Iterator[None]:
 def announce() -> None:
     """Set STOP, and tell the person what happens now."""
     STOP.set()
-    print(SENTENCE, file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # the terminal is gone
+        print(SENTENCE, file=sys.stderr, flush=True)
 
 
 @contextmanager

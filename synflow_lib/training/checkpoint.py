@@ -134,7 +134,7 @@ class Checkpoint:
                     groups[group][rest] = file.get_tensor(name)
         except FileNotFoundError:
             return
-        except (SafetensorError, ValueError, KeyError, OSError) as error:
+        except (SafetensorError, ValueError, KeyError, OSError, RuntimeError) as error:  # the last if it goes meanwhile
             log.warning("%s is damaged (%s): the training begins anew", paths.shown(self.path), error)
             return
         self.state, self.notes = header["training"], header["notes"]

@@ -104,3 +104,28 @@ def test_a_folder_that_cannot_have_locks_is_named(quick):
     (paths.records() / "claims").write_text("a file")
     with pytest.raises(InputError, match=r"cannot make .*claims"), claims.claim(quick.key):
         pass
+
+
+def test_asking_makes_no_file_and_is_for_those_too_who_may_only_read(quick, monkeypatch):
+    assert not claims.held(quick.key) and not claims.path(quick.key).exists()
+
+    def no_lock(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    with claims.claim(quick.key):
+        monkeypatch.setattr(claims.FileLock, "acquire", no_lock)
+        assert claims.held(quick.key) and claims.running() == {quick.key}
+    assert not claims.held(quick.key) and claims.path(quick.key).exists()
+    with pytest.raises(InputError, match=r"cannot lock .*Permission denied"), claims.claim(quick.key):
+        pytest.fail("it has no lock")
+
+
+def test_what_cannot_be_read_is_taken_to_be_at_work(quick, monkeypatch):
+    with claims.claim(quick.key):
+        pass
+
+    def unreadable(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(type(claims.path(quick.key)), "open", unreadable)
+    assert claims.held(quick.key)

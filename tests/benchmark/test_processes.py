@@ -1,3 +1,4 @@
+import errno
 import signal
 import threading
 from collections import deque
@@ -7,10 +8,11 @@ import pytest
 from benchmark.drivers import epochs_saved, wait_for
 
 from synflow_lib import paths
-from synflow_lib.benchmark import claims, records, run_all
+from synflow_lib.benchmark import claims, processes, records, run_all
 from synflow_lib.benchmark.processes import Worker, failed, team
 from synflow_lib.benchmark.progress import Progress
 from synflow_lib.devices import Speed
+from synflow_lib.errors import InputError
 
 
 @pytest.fixture
@@ -57,6 +59,35 @@ def test_a_killed_worker_costs_its_run_alone_which_is_tried_again(runs, deaths):
     assert table["status"].tolist() == ["done"] * 3 and not deaths
 
 
+@pytest.mark.parametrize("places", [2, 3])
+def test_where_no_worker_can_be_started_it_is_one_sentence(runs, places, monkeypatch):
+    opened = []
+    original = processes.tempfile.TemporaryFile
+
+    def none(*_, **__):
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(processes.tempfile, "TemporaryFile", lambda **how: opened.append(original(**how)) or opened[-1])
+    monkeypatch.setattr(processes.subprocess, "Popen", none)
+    with pytest.raises(InputError, match=r"^cannot start a worker process \(Resource temporarily.*fewer --workers"):
+        run_all(runs, "processes", workers=places, device="cpu", progress=False)
+    assert len(opened) > places and all(file.closed for file in opened)
+
+
+def test_a_worker_that_cannot_be_started_leaves_its_run_to_the_others(runs, monkeypatch):
+    original, tried = Worker._started, []
+
+    def started(worker, *rest):
+        tried.append(worker)
+        if len(tried) == 1:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return original(worker, *rest)
+
+    monkeypatch.setattr(Worker, "_started", started)
+    table = run_all(runs, "processes", workers=2, device="cpu", progress=False)
+    assert table["status"].tolist() == ["done"] * 3 and len(tried) == 2
+
+
 def test_a_run_whose_worker_dies_twice_is_recorded_as_failed(quick, deaths, worker):
     deaths.extend([1, 1])
     assert worker.twice(quick) == {"key": quick.key, "status": "failed"}
@@ -66,7 +97,7 @@ def test_a_run_whose_worker_dies_twice_is_recorded_as_failed(quick, deaths, work
 
 def test_a_worker_that_is_killed_in_the_middle_goes_on_from_its_checkpoint(quick, worker, monkeypatch):
     monkeypatch.setenv("SYNFLOW_CHECKPOINT_SECONDS", "0")
-    longer = replace(quick, recipe="fast")
+    longer = replace(quick, recipe="fast:epochs=100")  # of which some are left when the second is seen to be over
     killed, later = [], []
 
     def kill():

@@ -5,11 +5,11 @@ import threading
 import pytest
 from benchmark.drivers import wait_for
 
-from synflow_lib.benchmark.stopping import SENTENCE, gently, heeding
+from synflow_lib.benchmark.stopping import SENTENCE, SIGNALS, gently, heeding
 from synflow_lib.training.checkpoint import STOP
 
 
-@pytest.mark.parametrize("name", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("name", SIGNALS)
 def test_the_first_signal_asks_and_the_second_does_what_it_did_before(name, capsys):
     heard = []
     before = signal.signal(name, lambda *_: heard.append(name))
