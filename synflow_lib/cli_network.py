@@ -99,12 +99,15 @@ def of_file(arguments: argparse.Namespace, file: Path, name: str) -> Network:
             model = lookup(functions, name, f"function of {paths.shown(file)}")()
         except InputError:
             raise
-        except Exception as error:  # the file is anyone's
-            raise InputError(f"{arguments.model} makes no network: {type(error).__name__}: {error}") from error
+        except (Exception, SystemExit) as error:  # the file is anyone's
+            guard = ": put what it runs under `if __name__ == '__main__':`" * isinstance(error, SystemExit)
+            raise InputError(f"{arguments.model} makes no network: {type(error).__name__}: {error}{guard}") from error
     if not isinstance(model, nn.Module):
         raise InputError(f"{arguments.model} gives {type(model).__name__}, not a torch.nn.Module")
     with eval_mode(model), torch.no_grad():
         outputs = forward(model, example_input(model, 1, input_shape))
+    if outputs.ndim == 0:
+        raise InputError(f"{arguments.model} gives one number for a whole batch: it must return [batch, ...]")
     return Network(model, input_shape, outputs.shape[-1] if classes is None else classes, arguments.model)
 
 

@@ -9,6 +9,7 @@ import hashlib
 import json
 import re
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +17,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
+from filelock import FileLock
 from tqdm import tqdm
 
 from synflow_lib import notebook, parameters, paths, provenance
@@ -25,6 +27,7 @@ from synflow_lib.panels import chosen
 
 CELL_LIMIT = 1800.0  # seconds; a default chapter takes one or two minutes in all
 PANEL_CHAPTER = "07"
+ENTRY = {"key", "status", "reason", "seconds", "notebook", "parameters", "figures", "formulas left as TeX"}
 # What the authors ran of each panel: 13 compressions from 1 to 1,000, three seeds.
 PUBLISHED_AXES = {"log10_compressions": [quarter / 4 for quarter in range(13)], "seeds": [0, 1, 2]}
 
@@ -46,15 +49,24 @@ class Job:
         """Where the chapter's figures go; a panel has a folder of its own, for all twelve use the same names."""
         return out / "figures" / (self.name if self.name != self.notebook.stem else "")
 
-    def key(self, surroundings: str) -> str:
-        """What the outputs depend on, as one hash: the source, the parameters, `_surroundings` and our results.
-
-        The table of an experiment counts for the chapter that shows it: at the paper's scale that chapter writes it.
-        """
-        others = {name for name, experiment in EXPERIMENTS.items() if experiment.chapter != self.number}
-        results = [path for path in paths.results().rglob("*.csv") if path.stem not in others]
+    def read(self, surroundings: str) -> str:
+        """What the outputs depend on and the run leaves as it is: source, parameters, `_surroundings`, our results."""
+        results = [path for path in paths.results().rglob("*.csv") if path.stem not in EXPERIMENTS]
         parts = [notebook.source_hash(self.notebook), json.dumps(self.parameters, sort_keys=True), surroundings]
-        return hashlib.sha256("\n".join([*parts, _contents(results)]).encode()).hexdigest()
+        return "\n".join([*parts, _contents(results)])
+
+    def key(self, read: str) -> str:
+        """One hash of what was `read`, and of what the run may write before it shows it.
+
+        That is the tables of the chapter's experiments, at the paper's scale, and for a chapter that draws whatever is
+        recorded the runs on the paper's data sets. (Those on the digits are the chapters' own.)
+        """
+        tables = [name for name, experiment in EXPERIMENTS.items() if experiment.chapter == self.number]
+        parts = [read, _contents([path for path in paths.results().rglob("*.csv") if path.stem in tables])]
+        if "benchmark.results" in self.notebook.read_text(encoding="utf-8"):
+            panel = self.name != self.notebook.stem  # it draws its own runs alone
+            parts.append(_recorded(*((self.parameters["dataset"], self.parameters["model"]) if panel else ())))
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def reproduce(
@@ -212,6 +224,18 @@ def _surroundings() -> str:
     return _contents([*files, *paths.reference().glob("*.csv")]) + json.dumps(made_by, sort_keys=True)
 
 
+def _recorded(dataset: str | None = None, model: str | None = None) -> str:
+    """Which runs on the paper's data sets (on this one, of this network) have a record, and how they ended."""
+    from synflow_lib.benchmark import records
+    from synflow_lib.benchmark.grid import PUBLISHED_DATASETS, SAME_NETWORK
+
+    known = [record for record in records.everything() if record["dataset"] in PUBLISHED_DATASETS]
+    if dataset is not None:
+        names = [{name, SAME_NETWORK.get(name, name)} for name in (model, *(r["model"] for r in known))]
+        known = [r for r, own in zip(known, names[1:], strict=True) if r["dataset"] == dataset and own & names[0]]
+    return " ".join(f"{record['key']} {records.state(record)}" for record in known)
+
+
 def _contents(files: Sequence[Path]) -> str:
     contents = hashlib.sha256()
     for path in sorted(files):
@@ -220,38 +244,53 @@ def _contents(files: Sequence[Path]) -> str:
 
 
 def _run_unless_current(job: Job, out: Path, surroundings: str, force: bool) -> str:
-    """Return "up to date", "passed" or "failed"; the last two have a new entry in the manifest."""
-    key = job.key(surroundings)
-    entry = _manifest(out).get(job.name)
-    if not force and entry and entry["key"] == key and entry["status"] == "passed" and _complete(job, entry, out):
-        return "up to date"
-    figures = job.figures(out)
-    figures.mkdir(parents=True, exist_ok=True)
-    for stale in figures.glob(f"{job.number}_*"):
-        stale.unlink()
+    """Return "up to date", "passed" or "failed"; the last two have a new entry in the manifest.
+
+    Of two processes that want the same one does it, and the other waits and finds it done.
+    """
+    with FileLock(out / f".{job.name}.lock"):
+        read = job.read(surroundings)
+        entry = _manifest(out).get(job.name)
+        known = entry and entry["status"] == "passed" and entry["key"] == job.key(read)
+        return "up to date" if known and not force and _complete(job, entry, out) else _run(job, out, read)
+
+
+def _run(job: Job, out: Path, read: str) -> str:
     executed, began, reason = out / f"{job.name}.ipynb", time.monotonic(), None
-    environment = {"SYNFLOW_FIGURES": str(figures.absolute())}
-    try:
-        notebook.execute(job.notebook, executed, job.parameters, timeout=job.timeout, environment=environment)
-    except notebook.NotebookFailed as error:
-        reason = f"cell {error.cell}: {error.reason}"
-    seconds = time.monotonic() - began
+    with tempfile.TemporaryDirectory(prefix=f".{job.name}.", dir=out) as drawn:  # the old figures stay until then
+        environment = {"SYNFLOW_FIGURES": str(Path(drawn).absolute())}
+        try:
+            notebook.execute(job.notebook, executed, job.parameters, timeout=job.timeout, environment=environment)
+        except notebook.NotebookFailed as error:
+            reason = f"cell {error.cell}: {error.reason}"
+        seconds = time.monotonic() - began
+        figures = _put(Path(drawn), job, out)
     from synflow_lib import pages
 
     unshown = pages.write_chapter(executed, out / f"{job.name}.html", _title(job), reason)
     entry = {
-        "key": job.key(surroundings),  # again: the chapter may have written the results that it reads
+        "key": job.key(read),
         "status": "failed" if reason else "passed",
         "reason": reason,
         "seconds": round(seconds, 1),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "notebook": job.notebook.name,
         "parameters": job.parameters,
-        "figures": sorted({path.stem for path in figures.glob(f"{job.number}_*") if path.suffix in (".png", ".svg")}),
+        "figures": sorted({path.stem for path in figures if path.suffix in (".png", ".svg")}),
         "formulas left as TeX": unshown,
     }
     _remember(job.name, entry, out)
     return entry["status"]
+
+
+def _put(drawn: Path, job: Job, out: Path) -> list[Path]:
+    """Put the files that were drawn in place of those of the last run; folders there are those of panels."""
+    figures = job.figures(out)
+    figures.mkdir(parents=True, exist_ok=True)
+    for stale in figures.glob(f"{job.number}_*"):
+        if stale.is_file():
+            stale.unlink(missing_ok=True)
+    return [file.replace(figures / file.name) for file in sorted(drawn.iterdir()) if file.is_file()]
 
 
 def _complete(job: Job, entry: dict, out: Path) -> bool:
@@ -263,15 +302,23 @@ def _complete(job: Job, entry: dict, out: Path) -> bool:
 
 
 def _manifest(out: Path) -> dict[str, dict]:
-    """Name to what came out of its last run; empty where there is none, or none that can be read."""
+    """Name to what came out of its last run; without what is no whole entry, and empty where there is no file.
+
+    Raises InputError for a file that may not be read.
+    """
+    file = out / "manifest.json"
     try:
-        return json.loads((out / "manifest.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
         return {}
+    except OSError as error:
+        raise InputError(f"cannot read {paths.shown(file)}: {error.strerror or error}") from error
+    entries = found.items() if isinstance(found, dict) else ()
+    return {name: entry for name, entry in entries if isinstance(entry, dict) and set(entry) >= ENTRY}
 
 
 def _remember(name: str, entry: dict, out: Path) -> None:
-    with paths.replacing(out / "manifest.json") as partial:
+    with FileLock(out / ".manifest.lock"), paths.replacing(out / "manifest.json") as partial:
         partial.write_text(json.dumps(_manifest(out) | {name: entry}, indent=1), encoding="utf-8")
 
 
@@ -291,7 +338,7 @@ def _card(job: Job, entry: dict | None, out: Path, surroundings: str):
         return pages.Card(job.number, _title(job), question, "not run", "", None, [])
     status, time_taken = entry["status"], _duration(entry["seconds"])
     remark = f" in {time_taken}" if status == "passed" else f" after {time_taken}"
-    if entry["key"] != job.key(surroundings):
+    if entry["key"] != job.key(job.read(surroundings)):
         status, remark = "outdated", ": made by an older version of its source, the library or the environment"
     folder = job.figures(out).relative_to(out).as_posix()
     figures = [[f"{folder}/{name}{kind}" for kind in (".png", ".svg")] for name in entry["figures"]]

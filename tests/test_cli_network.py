@@ -40,6 +40,16 @@ class Own(nn.Linear):
 def broken():
     return 1 / 0
 
+def ends():
+    raise SystemExit(0)
+
+class Number(nn.Linear):
+    def forward(self, x):
+        return super().forward(x).sum()
+
+def scalar():
+    return Number(5, 3)
+
 number, nothing = 3, lambda: None
 """
 
@@ -73,6 +83,8 @@ def test_a_network_of_ones_own_is_what_a_function_of_a_file_gives(tmp_path, caps
         ("mine.py:build", "say what mine.py:build takes: --input-shape"),
         ("mine.py:biuld --input-shape 3 2 2", "unknown function of mine.py 'biuld'; did you mean 'build'"),
         ("mine.py:broken --input-shape 3 2 2", "mine.py:broken makes no network: ZeroDivisionError"),
+        ("mine.py:ends --input-shape 5", "makes no network: SystemExit: 0: put what it runs under `if __name__"),
+        ("mine.py:scalar --input-shape 5", "gives one number for a whole batch"),
         ("mine.py:nothing --input-shape 3 2 2", "mine.py:nothing gives NoneType, not a torch.nn.Module"),
         ("mine.py:build --input-shape 3 3 3", r"Sequential cannot take an input of shape \(1, 3, 3, 3\)"),
         ("mine.py:build --input-shape 0", "--input-shape needs positive sizes"),

@@ -1,6 +1,9 @@
 import json
 import re
 import shutil
+import threading
+import time
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import nbformat
@@ -8,6 +11,7 @@ import pytest
 
 from synflow_lib import notebook, paths
 from synflow_lib import reproduce as module
+from synflow_lib.benchmark import Run, records
 from synflow_lib.benchmark.grid import PUBLISHED_COMPRESSIONS, PUBLISHED_SEEDS
 from synflow_lib.errors import InputError
 from synflow_lib.experiments import EXPERIMENTS
@@ -258,3 +262,90 @@ def test_a_chapter_that_writes_the_table_it_reads_is_up_to_date_and_so_are_the_o
     reproduce(["02", "03"], scale="paper")
     assert fake_execute[3:] == ["02_neurons"]
     assert "Neurons (at the paper's size)" in index()
+
+
+# nothing is lost, and nothing old is taken for new ------------------------------------------------------------------
+
+
+def drawn(out: Path) -> list[str]:
+    return sorted(path.name for path in (out / "figures").iterdir())
+
+
+def test_the_chapter_of_the_panels_runs_beside_their_figures(chapters, fake_execute):
+    assert reproduce(only=["07"], panels="cifar10_vgg16") == 0 and reproduce(only=["07"]) == 0
+    out = paths.build() / "quick"
+    assert drawn(out) == ["07_cifar10_vgg16", "07_density.png"]
+    assert (out / "figures" / "07_cifar10_vgg16" / "07_density.png").exists()
+
+
+def test_an_interrupted_run_keeps_the_figures_of_the_last_good_one(chapters, fake_execute):
+    reproduce(only=["03"])
+    fake_execute.stop_at = "03_network_wise"
+    assert reproduce(only=["03"], force=True) == 130
+    out = paths.build() / "quick"
+    assert drawn(out) == ["03_density.png"] and "03_density.png" in index()
+    assert not [path for path in out.iterdir() if path.is_dir() and path.name.startswith(".")]
+
+
+def test_a_figure_that_is_no_longer_drawn_goes(chapters, fake_execute):
+    reproduce(only=["03"])
+    left = paths.build() / "quick" / "figures" / "03_older.png"
+    left.write_bytes(b"png")
+    reproduce(only=["03"], force=True)
+    assert drawn(paths.build() / "quick") == ["03_density.png"]
+
+
+def test_a_notebook_that_changes_while_it_runs_is_run_again(chapters, fake_execute, monkeypatch):
+    source, original = chapters / "03_network_wise.ipynb", notebook.execute
+
+    def edited(*arguments, **options):
+        out = original(*arguments, **options)
+        source.write_text(source.read_text().replace("Conservation", "Conservation, told anew"))
+        return out
+
+    monkeypatch.setattr(notebook, "execute", edited)
+    reproduce(only=["03"])
+    monkeypatch.setattr(notebook, "execute", original)
+    reproduce(only=["03"])
+    reproduce(only=["03"])
+    assert fake_execute == ["03_network_wise"] * 2
+
+
+def test_new_records_run_the_chapters_that_draw_what_is_recorded(chapters, write_chapter, fake_execute):
+    shows = ("c", "sf.benchmark.results.everything()")
+    write_chapter("08_figure", ("m", "# 08 Figure"), ("c", "", "parameters"), shows)
+    spec = Run("cifar10", "vgg11", "synflow", 1.0, recipe="fast")
+
+    def recorded(run: Run) -> None:
+        records.write({**asdict(run), "key": run.key, "status": "failed", "error": "for want of images"})
+
+    reproduce(only=["03", "08"])
+    recorded(spec)
+    reproduce(only=["03", "08"])
+    recorded(replace(spec, dataset="digits"))  # those are the chapters' own
+    reproduce(only=["03", "08"])
+    assert fake_execute == ["03_network_wise", "08_figure", "08_figure"]
+
+
+@pytest.mark.parametrize("text", ["[]", "{", '{"03_network_wise": {"key": "1", "status": "passed"}}', '{"03_x": 3}'])
+def test_a_manifest_that_cannot_be_used_counts_as_none(text, chapters, fake_execute):
+    reproduce(only=["03"])
+    (paths.build() / "quick" / "manifest.json").write_text(text)
+    assert reproduce(only=["03"]) == 0 and fake_execute == ["03_network_wise"] * 2
+
+
+def test_of_two_calls_at_once_one_runs_the_chapter(chapters, fake_execute, monkeypatch):
+    original, begun = notebook.execute, threading.Event()
+
+    def slow(*arguments, **options):
+        begun.set()
+        time.sleep(0.3)
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(notebook, "execute", slow)
+    other = threading.Thread(target=reproduce, args=(["03"],))
+    other.start()
+    begun.wait()
+    assert reproduce(only=["03"]) == 0
+    other.join()
+    assert fake_execute == ["03_network_wise"] and drawn(paths.build() / "quick") == ["03_density.png"]

@@ -81,7 +81,8 @@ def _make(spec: DatasetSpec, path: Path, url: str | None = None) -> None:
     """Build the file; of several processes that want it, one does and the others wait for it."""
     paths.require_writable(path.parent)
     scratch = path.parent / "downloads" / spec.name
-    scratch.mkdir(parents=True, exist_ok=True)
+    paths.require_writable(scratch)
+    paths.require_writable(scratch.parent)  # for the lock
     with FileLock(scratch.with_suffix(".lock")):
         if path.exists():
             return

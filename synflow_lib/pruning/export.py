@@ -65,12 +65,16 @@ def export(model: nn.Module, path: str | Path, input_shape: Sequence[int]) -> Pa
 
 def _traced(model: nn.Module, input_shape: Sequence[int]) -> torch.export.ExportedProgram:
     name = type(model).__name__
+    if isinstance(model, torch.jit.ScriptModule):
+        raise InputError("a scripted or traced model cannot be exported: export it before torch.jit")
     try:
         model = copied(model).cpu().eval()
         example = example_input(model, 2, input_shape)  # of one, torch.export concludes that it is always one
         forward(model, example)
         program = torch.export.export(model, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},), strict=False)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
         reason = str(error).strip().splitlines()[0].partition(" For more information")[0]
         raise InputError(f"{name} cannot be exported with a batch of any size: {reason}") from error
     for node in program.graph.nodes:
@@ -82,12 +86,16 @@ def _write_onnx(program: torch.export.ExportedProgram, path: Path) -> None:
     size = sum(tensor.numel() * tensor.element_size() for tensor in program.state_dict.values())
     if size >= ONNX_LIMIT:
         raise InputError(f"an ONNX file holds less than 2 GiB, and these weights are {size / 2**30:.1f}: write a .pt2")
-    torch.onnx.export(
-        *(program, (), path),
-        dynamo=True,
-        input_names=["input"],
-        output_names=["output"],
-        dynamic_shapes=({0: "batch"},),
-        external_data=False,
-        verbose=False,
-    )
+    try:
+        torch.onnx.export(
+            *(program, (), path),
+            dynamo=True,
+            input_names=["input"],
+            output_names=["output"],
+            dynamic_shapes=({0: "batch"},),
+            external_data=False,
+            verbose=False,
+        )
+    except torch.onnx.OnnxExporterError as error:
+        last = str(error.__cause__ or error).strip().splitlines()[0]
+        raise InputError(f"the network has no ONNX form ({last}): write a .pt2 instead") from error

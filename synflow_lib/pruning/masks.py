@@ -128,8 +128,13 @@ class Masks(Mapping[str, Tensor]):
                 metadata = file.metadata() or {}
                 if metadata.get("format") != "synflow masks":
                     raise InputError(f"{shown(Path(path))} is a safetensors file but holds no masks")
-                return Masks({name: file.get_tensor(name) for name in json.loads(metadata["order"])})
-        except SafetensorError as error:
+                order = json.loads(metadata["order"])
+                if sorted(order) != sorted(file.keys()):
+                    raise ValueError("its order is not that of its tensors")
+                return Masks({name: file.get_tensor(name) for name in order})
+        except InputError:
+            raise
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
             raise InputError(f"{shown(Path(path))} is no mask file, or is damaged ({error}): make it again") from error
 
     def to_torch_prune(self, model: nn.Module) -> nn.Module:

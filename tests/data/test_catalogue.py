@@ -145,6 +145,11 @@ def test_no_permission_is_named_before_anything_is_downloaded(
     monkeypatch.setenv("SYNFLOW_DATA", str(tmp_path / "file" / "data"))
     with pytest.raises(InputError, match="cannot write"):
         data.load("toy")
+    monkeypatch.setenv("SYNFLOW_DATA", str(tmp_path / "data"))
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "downloads").touch()
+    with pytest.raises(InputError, match=r"cannot write .*downloads"):
+        data.load("toy")
     assert toy == []
 
 

@@ -3,6 +3,7 @@
 import copy
 import importlib.util
 import resource
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -167,3 +168,22 @@ def test_a_write_that_fails_is_one_sentence_and_keeps_the_file_that_was_there(su
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert path.read_text() == "the one before" and list(Path().iterdir()) == [path]
     assert sf.export(conv_chain().float(), path, SHAPE).stat().st_size > 1000
+
+
+def test_what_onnx_has_no_form_for_is_one_sentence_and_leaves_no_file(tmp_path):
+    class Bessel(nn.Linear):
+        def forward(self, x):
+            return torch.special.bessel_j0(super().forward(x))
+
+    with pytest.raises(InputError, match=r"has no ONNX form \(.*\): write a .pt2 instead"):
+        sf.export(Bessel(5, 3), "network.onnx", (5,))
+    assert list(tmp_path.iterdir()) == []
+    sf.export(Bessel(5, 3), "network.pt2", (5,))
+
+
+def test_a_traced_network_is_one_sentence():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit is deprecated, and still in use
+        traced = torch.jit.trace(nn.Linear(5, 3), torch.zeros(1, 5))
+    with pytest.raises(InputError, match="cannot be exported"):
+        sf.export(traced, "network.pt2", (5,))

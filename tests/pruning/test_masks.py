@@ -156,3 +156,12 @@ def test_a_model_without_torch_masks_gives_one_sentence():
 
 def test_masks_say_what_they_are():
     assert repr(Masks({"a": torch.tensor([1, 0, 0, 0])})) == "Masks(1 layers, 1 of 4 weights kept, compression 4)"
+
+
+@pytest.mark.parametrize("order", [None, "3", "[", '["a"]', '["a", "b", "b"]', '["a", "b", "c"]'])
+def test_a_mask_file_whose_order_is_none_is_damaged_and_loses_no_layer(order, tmp_path):
+    path = tmp_path / "masks.safetensors"
+    metadata = {"format": "synflow masks"} | ({} if order is None else {"order": order})
+    save_file({name: torch.ones(2, dtype=torch.bool) for name in "ab"}, path, metadata)
+    with pytest.raises(InputError, match="is no mask file, or is damaged"):
+        Masks.load(path)
