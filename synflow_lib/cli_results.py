@@ -55,7 +55,7 @@ def status(arguments: argparse.Namespace) -> int:
     check_recipes(arguments.recipe or (), chosen)
     with records_in(require_folder(arguments.records)):
         show_status(chosen, arguments.recipe)
-        damaged = sorted(paths.records().glob("*.damaged"))
+        damaged = paths.files(paths.records(), ".damaged")
         print(f"records in {paths.shown(paths.records())}" + (f", {len(damaged)} damaged set aside" if damaged else ""))
     return 0
 
@@ -159,17 +159,12 @@ def check_recipes(names: Iterable[str], chosen: list[tuple[str, str]] | None) ->
 
 
 def require_folder(folder: Path | None) -> Path | None:
-    """`folder`; InputError where it was named and is not there, or where it, or the default one, cannot be read."""
+    """`folder`; InputError where it was named and is not there, or the records may not be looked into."""
     from synflow_lib import paths
 
+    paths.files(folder or paths.records(), "")  # first this: whether a folder is there can itself be hidden
     if folder is not None and not folder.is_dir():
         raise InputError(f"there is no folder {paths.shown(folder)}")
-    try:
-        os.listdir(folder or paths.records())
-    except FileNotFoundError:
-        pass  # nothing is recorded yet
-    except OSError as error:
-        raise InputError(f"cannot read {paths.shown(folder or paths.records())}: {error.strerror or error}") from error
     return folder
 
 

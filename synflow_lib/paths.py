@@ -69,6 +69,20 @@ def shown(path: Path) -> str:
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
+def files(folder: Path, ending: str) -> list[Path]:
+    """The files of `folder` whose names end so, in order; none where there is no folder.
+
+    Raises InputError for a folder that may not be looked into, of which `glob` would say that it is empty.
+    """
+    try:
+        names = os.listdir(os.path.join(folder, os.curdir))  # asks for the right to open what is in it too
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise InputError(f"cannot look into {shown(folder)}: {error.strerror or error}") from error
+    return [Path(folder, name) for name in sorted(names) if name.endswith(ending)]
+
+
 def _cannot_write(target: Path, error: OSError) -> InputError:
     reason = error.strerror or str(error)
     return InputError(f"cannot write {shown(target)}: {reason}; free some space or choose another folder")

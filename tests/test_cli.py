@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import re
@@ -288,6 +289,18 @@ def test_status_and_results_tell_what_is_recorded(capsys):
     assert len(sf.benchmark.results.read(Path("mine.csv"))) == 2
     assert cli.main(["results", "--recipe", "smoke"]) == 0
     assert capsys.readouterr().out.count(" done ") == 2
+
+
+@pytest.mark.parametrize("command", ["status", "results"])
+@pytest.mark.parametrize("named", [True, False])
+def test_records_that_may_not_be_looked_into_are_not_taken_for_none(command, named, tmp_path, monkeypatch, capsys):
+    def closed(*_):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    (tmp_path / "records").mkdir()
+    monkeypatch.setattr(os, "listdir", closed)
+    assert cli.main([command, *(["--records", "records"] if named else [])]) == 2
+    assert capsys.readouterr() == ("", "synflow: cannot look into records: Permission denied\n")
 
 
 def test_results_take_no_runs_away_unless_forced(capsys):

@@ -9,11 +9,12 @@ flock, and the like).
 """
 
 import contextlib
+import errno
 import json
 from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -22,7 +23,7 @@ from synflow_lib.errors import InputError
 
 try:
     import fcntl
-except ImportError:  # on Windows
+except ImportError:  # Windows
     fcntl = None
 
 
@@ -56,19 +57,15 @@ def claim(key: str, fields: Mapping[str, Any] | None = None) -> Iterator[bool]:
 
     Look at the record again after claiming: the other process may have just finished. The `fields` of the run are noted
     for `begun`, and half-written files of the run are removed. Lock and note are removed when the block ends with a
-    record in place, for nobody needs them any more. Raises InputError where locks cannot be made.
+    record in place, for nobody needs them any more. Raises InputError where locks cannot be made, or what is there
+    belongs to somebody else who lets nobody write.
     """
     lock = _lock(key)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
+    if not _acquired(lock):
         yield False
         return
-    except OSError as error:
-        raise InputError(f"cannot lock {paths.shown(path(key))}: {error.strerror or error}") from error
     try:
-        for half in _halves(key):
-            half.unlink(missing_ok=True)
+        _remove_halves(key)
         if fields is not None:
             _note(key, fields)
         yield True
@@ -80,10 +77,14 @@ def claim(key: str, fields: Mapping[str, Any] | None = None) -> Iterator[bool]:
         lock.release()
 
 
-def _halves(key: str) -> list[Path]:
-    """What a process that was killed while it wrote a file of this run has left; whoever claims the run writes none."""
-    folders = (paths.records(), paths.records() / "checkpoints", paths.records() / "claims")
-    return [file for folder in folders for file in folder.glob(f".{key}*.partial")]
+def _remove_halves(key: str) -> None:
+    """Remove what a process that was killed while writing for this run has left; whoever claims it writes nothing."""
+    for folder in (paths.records(), paths.records() / "checkpoints", paths.records() / "claims"):
+        for half in folder.glob(f".{key}*.partial"):
+            try:
+                half.unlink(missing_ok=True)
+            except OSError as error:
+                raise _cannot("remove", half, error) from error
 
 
 def _note(key: str, fields: Mapping[str, Any]) -> None:
@@ -93,45 +94,60 @@ def _note(key: str, fields: Mapping[str, Any]) -> None:
 
 def begun(keys: Container[str]) -> Iterator[dict[str, Any]]:
     """The fields of those runs of `keys` that were claimed and have no record yet; what cannot be read is left out."""
-    for file in sorted((paths.records() / "claims").glob("*.json")):
+    for file in paths.files(paths.records() / "claims", ".json"):
         if file.stem in keys:
             with contextlib.suppress(OSError, ValueError):  # just finished, or damaged by a power cut
                 yield json.loads(file.read_text(encoding="utf-8"))
 
 
 def held(key: str) -> bool:
-    """Whether some process is doing the run of this key now: also for who may only read, and no file is made by asking.
+    """Whether some process is doing the run of this key now.
 
-    What cannot be read is taken to be at work.
+    Whoever may read the lock file can ask, for it is neither made nor changed. Raises InputError for everybody else:
+    either answer could be untrue.
     """
+    if fcntl is None:
+        return path(key).exists() and not _free(key)
     try:
-        with path(key).open("rb") as file:
-            return _locked(file)
-    except FileNotFoundError:
+        file = path(key).open("rb")
+    except (FileNotFoundError, NotADirectoryError):
         return False
-    except OSError:
-        return True
-
-
-def _locked(file: BinaryIO) -> bool:
-    if fcntl is None:  # Windows
-        lock = FileLock(file.name, is_singleton=False)
+    except OSError as error:
+        raise _cannot("look at", path(key), error) from error
+    with file:
         try:
-            lock.acquire(timeout=0)
-        except Timeout:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):  # some file systems say the latter
             return True
-        lock.release()
-        return False
-    try:
-        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # it ends with the file
-    except BlockingIOError:
-        return True
+        except OSError as error:
+            if error.errno != errno.ENOSYS:
+                raise _cannot("lock", path(key), error) from error
+            return not _free(key)  # without flock filelock has a way of its own
     return False
+
+
+def _free(key: str) -> bool:
+    """Whether the lock can be had; it is given back."""
+    lock = _lock(key)
+    if free := _acquired(lock):
+        lock.release()
+    return free
+
+
+def _acquired(lock: FileLock) -> bool:
+    """Whether the lock is ours now; InputError where none can be made."""
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return False
+    except OSError as error:
+        raise _cannot("lock", Path(lock.lock_file), error) from error
+    return True
 
 
 def running() -> set[str]:
     """The keys of all runs that some process is doing now."""
-    return {file.stem for file in (paths.records() / "claims").glob("*.lock") if held(file.stem)}
+    return {file.stem for file in paths.files(paths.records() / "claims", ".lock") if held(file.stem)}
 
 
 def _lock(key: str) -> FileLock:
@@ -139,5 +155,9 @@ def _lock(key: str) -> FileLock:
     try:
         path(key).parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"cannot make {paths.shown(path(key).parent)}: {error.strerror or error}") from error
+        raise _cannot("make", path(key).parent, error) from error
     return FileLock(path(key), is_singleton=False)
+
+
+def _cannot(do: str, file: Path, error: OSError) -> InputError:
+    return InputError(f"cannot {do} {paths.shown(file)}: {error.strerror or error}")

@@ -2,11 +2,13 @@
 
 Ready to start, a worker takes about 3 s of one core, which is the time to import torch. A worker that is killed costs
 its run alone, which is tried once more in a fresh one and goes on from its checkpoint; a driver that is killed takes
-its workers with it, and what they had not yet saved is lost.
+its workers with it, and what they had not yet saved is lost. A worker that cannot be started leaves its run to the
+others; where none is left, the runs are told as not recorded.
 """
 
 import contextlib
 import json
+import logging
 import os
 import queue
 import subprocess
@@ -24,6 +26,8 @@ from synflow_lib.benchmark.grid import Run
 from synflow_lib.devices import Speed
 from synflow_lib.errors import InputError
 from synflow_lib.training.checkpoint import STOP
+
+log = logging.getLogger(__name__)
 
 LOOK_EVERY = 0.2  # seconds between two looks at STOP
 
@@ -45,11 +49,16 @@ def side_by_side(runs: Sequence[Run], places: Sequence[str], threads: int, speed
 
 def stop(members: Sequence["Worker"], todo: deque[Run], report: Report) -> None:
     """Hand out no more runs, and ask each worker to save the one it has."""
-    with contextlib.suppress(IndexError):  # nothing is left
-        while True:
-            report({"key": todo.popleft().key, "status": "stopped"})
+    drop(todo, report, status="stopped")
     for worker in members:
         worker.stop()
+
+
+def drop(todo: deque[Run], report: Report, **answer: str) -> None:
+    """Hand out no more runs, and tell `answer` of each."""
+    with contextlib.suppress(IndexError):  # nothing is left
+        while True:
+            report({"key": todo.popleft().key, **answer})
 
 
 @contextmanager
@@ -58,55 +67,63 @@ def team(
 ) -> Iterator[list["Worker"]]:
     """For the block, one worker per device name in `places` works on `todo`, then all are ended, whatever happened.
 
-    One thread waits for each process; `report` is called from there. A worker that cannot be started leaves its run to
-    the others; the last one tells of it.
+    One thread waits for each process; `report` is called from there, once for each run whatever becomes of it.
     """
     members = [Worker(place, threads, speed, places.count(place)) for place in places]
-    serving, turn = set(members), threading.Lock()
+    at_work, lock = set(members), threading.Lock()  # to take a run or to leave is one step
 
-    def next_run(worker: Worker) -> Run | None:
-        with turn:
+    def take(worker: Worker) -> Run | None:
+        with lock:
             try:
                 return todo.popleft()
             except IndexError:  # nothing is left
-                serving.discard(worker)
+                at_work.remove(worker)
                 return None
 
-    def give_back(run: Run, worker: Worker, reason: str) -> None:
-        with turn:
-            serving.discard(worker)
-            if serving:
-                todo.appendleft(run)
+    def leave(worker: Worker, reason: str, *unfinished: Run) -> None:
+        with lock:
+            at_work.remove(worker)
+            todo.extendleft(unfinished)
+            if at_work:
+                log.warning("%s; its runs are left to the others", reason)
                 return
-        report({"key": run.key, "status": "unrecorded", "error": reason})
+        drop(todo, report, status="unrecorded", error=reason)
 
     def serve(worker: Worker) -> None:
-        while (run := next_run(worker)) is not None:
+        while (run := take(worker)) is not None:
             try:
-                report(worker.twice(run))
+                answer = worker.twice(run)
             except CannotStart as error:
-                return give_back(run, worker, str(error))
+                leave(worker, f"{error}", run)
+                return
+            except Exception as error:  # a thread that dies in silence would be waited for
+                answer = {"key": run.key, "status": "unrecorded", "error": f"{error}" or type(error).__name__}
+            report(answer)
 
     listeners = [threading.Thread(target=serve, args=(worker,), name="listener", daemon=True) for worker in members]
     try:
-        for listener in listeners:
-            listener.start()
+        for worker, listener in zip(members, listeners, strict=True):
+            try:
+                listener.start()
+            except RuntimeError as error:  # threads count where processes are limited
+                leave(worker, f"cannot start a worker: {error}")
         yield members
     finally:
         todo.clear()
         for worker in members:
             worker.kill()
         for worker, listener in zip(members, listeners, strict=True):
-            listener.join()
+            if listener.ident is not None:
+                listener.join()
             worker.close()
-
-
-class CannotStart(Exception):
-    """No process, or no file for it, is to be had; the message says why."""
 
 
 class WorkerDied(Exception):
     """A worker process ended without an answer; the message says how."""
+
+
+class CannotStart(Exception):
+    """The operating system starts no worker process; the message says why."""
 
 
 class Worker:
@@ -127,7 +144,7 @@ class Worker:
     def twice(self, run: Run) -> dict:
         """Have `run` done, in a fresh process if the first one dies; a second death is recorded as a failure.
 
-        Raises CannotStart where there is no process to be had.
+        Raises CannotStart where there is no process for it.
         """
         for _ in range(2):
             try:
@@ -140,7 +157,7 @@ class Worker:
         return failed(run, reason)
 
     def ask(self, run: Run) -> dict:
-        """Send one run, wait for the answer; raises WorkerDied where none comes."""
+        """Send one run and wait for the answer; raises WorkerDied where none comes, CannotStart without a process."""
         process = self._running()
         try:
             with self.lock:
@@ -188,35 +205,30 @@ class Worker:
             if self.killed:
                 raise WorkerDied("killed")
             if self.process is None:
-                try:
-                    self._start()
-                except OSError as error:
-                    reason = error.strerror or str(error)
-                    raise CannotStart(f"cannot start a worker process ({reason}): try fewer --workers") from error
+                self._start()
             return self.process
 
     def _start(self) -> None:
         number = str(self.threads)
         package = str(Path(__file__).resolve().parents[2])
         search = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
-        self.log = tempfile.TemporaryFile()  # noqa: SIM115  (closed by `close`)
+        settings = {"PYTHONPATH": search, "OMP_NUM_THREADS": number, "MKL_NUM_THREADS": number}
         try:
-            self.process = self._started(number, search)
-        except OSError:
-            self.log.close()
-            raise
-
-    def _started(self, number: str, search: str) -> subprocess.Popen:
-        return subprocess.Popen(
-            [sys.executable, "-m", "synflow_lib.benchmark.worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self.log,
-            text=True,
-            encoding="utf-8",
-            env={**os.environ, "PYTHONPATH": search, "OMP_NUM_THREADS": number, "MKL_NUM_THREADS": number},
-            start_new_session=True,  # Ctrl-C reaches the driver alone, which then stops or ends its workers
-        )
+            with contextlib.ExitStack() as opened:
+                self.log = opened.enter_context(tempfile.TemporaryFile())
+                self.process = subprocess.Popen(
+                    [sys.executable, "-m", "synflow_lib.benchmark.worker"],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=self.log,
+                    text=True,
+                    encoding="utf-8",
+                    env={**os.environ, **settings},
+                    start_new_session=True,  # Ctrl-C reaches the driver alone, which then stops or ends its workers
+                )
+                opened.pop_all()  # from here on `close` closes it
+        except OSError as error:
+            raise CannotStart(f"cannot start a worker: {error.strerror or error}") from error
 
     def _post_mortem(self, process: subprocess.Popen) -> str:
         """How the process ended, in words."""

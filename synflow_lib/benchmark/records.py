@@ -150,7 +150,7 @@ def layers(run: Run) -> pd.DataFrame:
 
 def everything() -> Iterator[dict[str, Any]]:
     """All records of the folder, in the order of their keys; files of any other name are none of ours."""
-    for file in sorted(paths.records().glob("*.json")):
+    for file in paths.files(paths.records(), ".json"):
         if KEY.fullmatch(file.stem) and (record := read(file.stem)) is not None:
             yield record
 

@@ -75,7 +75,7 @@ def recorded() -> tuple[list[Run], dict[str, str]]:
 
     A key may be known without its run: of one that was begun by an earlier version, which left no note.
     """
-    files = (paths.records() / "checkpoints").glob("*.safetensors")
+    files = paths.files(paths.records() / "checkpoints", ".safetensors")
     known = {file.name.partition(".")[0]: "interrupted" for file in files}
     runs = []
     for record in records.everything():

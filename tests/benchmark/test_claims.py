@@ -1,9 +1,13 @@
 """One process at a time does a run, whatever becomes of the others."""
 
+import errno
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from filelock import FileLock
 
 from synflow_lib import paths
 from synflow_lib.benchmark import claims, records, run
@@ -44,6 +48,46 @@ def test_a_claim_is_exclusive_until_the_other_process_is_killed(other, quick):
         assert ours
 
 
+def refuse(*_, **__):
+    raise PermissionError(errno.EACCES, "Permission denied")
+
+
+@pytest.mark.skipif(claims.fcntl is None, reason="only Windows' own locks are there")
+def test_who_may_only_read_sees_what_runs_and_changes_nothing(other, quick, monkeypatch):
+    monkeypatch.setattr(FileLock, "acquire", refuse)  # which needs the right to write, as a claim does
+    assert claims.held(quick.key) and claims.running() == {quick.key}
+    with pytest.raises(InputError, match=r"^cannot lock .*\.lock: Permission denied$"), claims.claim(quick.key):
+        pass
+    other.kill()
+    other.wait()
+    assert not claims.held(quick.key) and claims.running() == set()
+
+
+@pytest.mark.skipif(claims.fcntl is None, reason="only Windows' own locks are there")
+def test_a_look_leaves_no_lock_file_where_the_run_has_just_ended(quick, monkeypatch):
+    monkeypatch.setattr(Path, "exists", lambda _: True)  # it was there a moment ago
+    assert not claims.held(quick.key) and not paths.records().is_dir()
+
+
+def test_of_a_lock_file_that_may_not_be_read_nothing_is_said(other, quick, monkeypatch):
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(InputError, match=r"^cannot look at .*\.lock: Permission denied$"):
+        claims.running()
+
+
+def without_flock(*_):
+    raise OSError(errno.ENOSYS, "Function not implemented")
+
+
+@pytest.mark.parametrize("there", [None, SimpleNamespace(flock=without_flock, LOCK_SH=1, LOCK_NB=4)])
+def test_where_flock_is_not_there_filelock_is_asked(there, other, quick, monkeypatch):
+    monkeypatch.setattr(claims, "fcntl", there)
+    assert claims.held(quick.key)
+    other.kill()
+    other.wait()
+    assert not claims.held(quick.key)
+
+
 def test_two_claims_in_one_process_exclude_each_other(quick):
     with claims.claim(quick.key) as first, claims.claim(quick.key) as second:
         assert first and not second and claims.held(quick.key)
@@ -62,6 +106,16 @@ def test_whoever_claims_a_run_removes_what_was_half_written_of_it(quick):
         file.write_text("half")
     with claims.claim(quick.key):
         assert not any(file.exists() for file in halves) and all(file.exists() for file in others)
+
+
+def test_what_was_half_written_and_cannot_be_removed_is_named(quick, monkeypatch):
+    paths.records().mkdir(parents=True)
+    (paths.records() / f".{quick.key}.json.9.partial").touch()
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", refuse)
+        with pytest.raises(InputError, match=r"cannot remove .*\.partial: Permission"), claims.claim(quick.key):
+            pass
+    assert not claims.held(quick.key)
 
 
 def test_a_run_that_another_process_does_is_left_to_it(other, quick):
@@ -104,28 +158,3 @@ def test_a_folder_that_cannot_have_locks_is_named(quick):
     (paths.records() / "claims").write_text("a file")
     with pytest.raises(InputError, match=r"cannot make .*claims"), claims.claim(quick.key):
         pass
-
-
-def test_asking_makes_no_file_and_is_for_those_too_who_may_only_read(quick, monkeypatch):
-    assert not claims.held(quick.key) and not claims.path(quick.key).exists()
-
-    def no_lock(*_, **__):
-        raise PermissionError(13, "Permission denied")
-
-    with claims.claim(quick.key):
-        monkeypatch.setattr(claims.FileLock, "acquire", no_lock)
-        assert claims.held(quick.key) and claims.running() == {quick.key}
-    assert not claims.held(quick.key) and claims.path(quick.key).exists()
-    with pytest.raises(InputError, match=r"cannot lock .*Permission denied"), claims.claim(quick.key):
-        pytest.fail("it has no lock")
-
-
-def test_what_cannot_be_read_is_taken_to_be_at_work(quick, monkeypatch):
-    with claims.claim(quick.key):
-        pass
-
-    def unreadable(*_, **__):
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr(type(claims.path(quick.key)), "open", unreadable)
-    assert claims.held(quick.key)
