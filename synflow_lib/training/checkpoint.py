@@ -36,8 +36,8 @@ class Checkpoint:
     It is written at the end of an epoch, when `every` seconds have passed since the last time (0: after each epoch),
     and with `at_end` after the last epoch in any case.
     `extra` (tensors, such as masks) and `notes` (plain values) are kept beside the training's own state; those of the
-    file replace them when it is read, which is here. A file that is damaged, or of another training, is as good as
-    none. A file that cannot be written costs a warning and not the training.
+    file replace them when it is read, which is here. A file that is damaged, of another training, or gone while it is
+    read, is as good as none. A file that cannot be written costs a warning and not the training.
     """
 
     def __init__(
@@ -134,7 +134,11 @@ class Checkpoint:
                     groups[group][rest] = file.get_tensor(name)
         except FileNotFoundError:
             return
-        except (SafetensorError, ValueError, KeyError, OSError, RuntimeError) as error:  # the last if it goes meanwhile
+        except RuntimeError:  # torch opens the file a second time, by its name
+            if self.path.exists():
+                raise
+            return
+        except (SafetensorError, ValueError, KeyError, OSError) as error:
             log.warning("%s is damaged (%s): the training begins anew", paths.shown(self.path), error)
             return
         self.state, self.notes = header["training"], header["notes"]

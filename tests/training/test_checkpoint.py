@@ -112,6 +112,19 @@ def test_a_damaged_file_is_as_good_as_none(damage, toy_data, tmp_path, caplog):
     assert trained(toy_data, PLAIN, damaged)[0] == curve
 
 
+def test_a_file_that_is_gone_while_it_is_read_is_as_good_as_none(toy_data, tmp_path, monkeypatch, caplog):
+    path = tmp_path / "toy.safetensors"
+    trained(toy_data, PLAIN, Checkpoint(path, ABOUT, every=0))
+    opened = torch.UntypedStorage.from_file
+
+    def gone(*arguments, **options):
+        path.unlink()
+        return opened(*arguments, **options)
+
+    monkeypatch.setattr(torch.UntypedStorage, "from_file", gone)
+    assert Checkpoint(path, ABOUT).state is None and not path.exists() and not caplog.records
+
+
 def test_a_full_disk_costs_the_checkpoint_and_not_the_training(toy_data, tmp_path, monkeypatch, caplog):
     def full(*_):
         raise InputError("cannot write: No space left on device")
