@@ -15,13 +15,15 @@ SENTENCE = (
     "from there (interrupt again to end at once)"
 )
 # A terminal's Ctrl-C, what SLURM, Kubernetes and `kill` send before they end a process, and the end of a terminal.
-SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+HANGUP = getattr(signal, "SIGHUP", None)  # Windows has none
+SIGNALS = [name for name in (signal.SIGINT, signal.SIGTERM, HANGUP) if name is not None]
 
 
 @contextmanager
 def gently() -> Iterator[None]:
     """For the block, the first of `SIGNALS` sets STOP and says so; the second does what it did before.
 
+    A second hangup does nothing: the terminal and the shell each send one, and neither is a person who asks again.
     Only in the main thread, to which Python gives all signals; elsewhere they belong to someone else and stay as they
     are, and so does a signal that is ignored (as a shell has it for what it starts in the background, or nohup).
     """
@@ -33,7 +35,7 @@ def gently() -> Iterator[None]:
     announcers = []
 
     def first(*_: object) -> None:
-        _restore(before)
+        _restore({name: signal.SIG_IGN if name == HANGUP else handler for name, handler in before.items()})
         # From a thread: a handler that takes the lock of STOP or of the stream, both of which the interrupted code
         # may hold, would wait for itself.
         announcers.append(threading.Thread(target=announce))
